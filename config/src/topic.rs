@@ -1,0 +1,471 @@
+//! Topic configuration under Kafka's names: which values are accepted, and what results together with the broker's
+//! `[log]` section.
+//!
+//! What this broker cannot do is refused when the topic is made; no value is accepted and then ignored, except those
+//! of compaction, which by definition mean nothing while `cleanup.policy` is `delete`.
+
+use std::collections::BTreeMap;
+
+use crate::nearest::nearest;
+use crate::sections::LogConfig;
+use crate::topic_keys::{Default, KEYS, Key, Rule, UNLIMITED};
+
+/// Kafka's "as long as `retention.*` says", for `local.retention.*`.
+const AS_RETENTION: i64 = -2;
+const UNLIMITED_RETENTION: i64 = -1;
+/// Longest part of a refused value that an error repeats, in characters.
+const SHOWN_VALUE_LEN_MAX: usize = 100;
+
+/// Whether and how a topic's messages are indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SearchIndex {
+    Off,
+    /// The words of the value.
+    Text,
+    /// The words of the value, and where it is JSON every leaf under its path.
+    Json,
+}
+
+/// Effective configuration of one topic: overrides over the broker's `[log]` defaults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopicConfig {
+    /// What was set explicitly, as it was given.
+    pub overrides: BTreeMap<String, String>,
+    pub segment_bytes: u64,
+    pub segment_ms: i64,
+    pub index_interval_bytes: u64,
+    /// Never more than a segment holds.
+    pub max_message_bytes: usize,
+    /// `message.timestamp.type` = LogAppendTime.
+    pub log_append_time: bool,
+    /// `None` = unlimited.
+    pub timestamp_before_max_ms: Option<i64>,
+    /// `None` = unlimited.
+    pub timestamp_after_max_ms: Option<i64>,
+    /// 1: every ack waits for fdatasync; more: acks do not wait, the flusher syncs after so many records or `flush_ms`.
+    pub flush_messages: i64,
+    /// `None` = unlimited.
+    pub flush_ms: Option<i64>,
+    /// `None` = unlimited.
+    pub retention_ms: Option<i64>,
+    /// `None` = unlimited.
+    pub retention_bytes: Option<u64>,
+    /// `None` = unlimited.
+    pub local_retention_ms: Option<i64>,
+    /// `None` = unlimited.
+    pub local_retention_bytes: Option<u64>,
+    pub remote_storage_enable: bool,
+    pub search_index: SearchIndex,
+    pub search_positions: bool,
+}
+
+/// Why a topic cannot have this configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopicConfigError {
+    #[error("{key} is not a topic setting; {advice}")]
+    Unknown { key: String, advice: String },
+    #[error("{key} = {value:?} is refused: {allowed}")]
+    Value { key: &'static str, value: String, allowed: String },
+}
+
+/// A setting's type; the numbers are those of Kafka's `ConfigType` (DescribeConfigs v3+).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i8)]
+pub(crate) enum Type {
+    Boolean = 1,
+    String = 2,
+    Int = 3,
+    Long = 5,
+    Double = 6,
+    List = 7,
+}
+
+/// One row of DescribeConfigs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DescribedConfig {
+    pub name: &'static str,
+    /// As Kafka writes it: numbers in decimal, -1 for unlimited.
+    pub value: String,
+    /// Whether the topic leaves it to the broker. An override that equals the default is still an override.
+    pub is_default: bool,
+    /// Kafka's `ConfigType` number: 1 boolean, 2 string, 3 int, 5 long, 6 double, 7 list.
+    pub config_type: i8,
+    pub documentation: &'static str,
+}
+
+impl TopicConfig {
+    /// Checks `overrides` and puts them over the broker's defaults. Unknown keys, values out of range and values that
+    /// contradict each other are refused.
+    pub fn new(overrides: BTreeMap<String, String>, defaults: &LogConfig) -> Result<Self, TopicConfigError> {
+        for (name, value) in &overrides {
+            check(known_key(name)?, value.trim())?;
+        }
+        let settings = Settings { overrides: &overrides, defaults };
+        let segment_bytes = settings.number("segment.bytes");
+        let retention_ms = settings.number("retention.ms");
+        let retention_bytes = settings.number("retention.bytes");
+        Ok(Self {
+            segment_bytes: segment_bytes.unsigned_abs(),
+            segment_ms: settings.number("segment.ms"),
+            index_interval_bytes: settings.number("index.interval.bytes").unsigned_abs(),
+            max_message_bytes: settings.max_message_bytes(segment_bytes)?,
+            log_append_time: settings.text("message.timestamp.type") == "LogAppendTime",
+            timestamp_before_max_ms: limited(settings.number("message.timestamp.before.max.ms")),
+            timestamp_after_max_ms: limited(settings.number("message.timestamp.after.max.ms")),
+            flush_messages: settings.number("flush.messages"),
+            flush_ms: limited(settings.number("flush.ms")),
+            retention_ms: retained(retention_ms),
+            retention_bytes: retained(retention_bytes).map(i64::unsigned_abs),
+            local_retention_ms: settings.local("local.retention.ms", "retention.ms", retention_ms)?,
+            local_retention_bytes: settings
+                .local("local.retention.bytes", "retention.bytes", retention_bytes)?
+                .map(i64::unsigned_abs),
+            remote_storage_enable: settings.text("remote.storage.enable") == "true",
+            search_index: match settings.text("search.index").as_str() {
+                "off" => SearchIndex::Off,
+                "text" => SearchIndex::Text,
+                _ => SearchIndex::Json,
+            },
+            search_positions: settings.text("search.positions") == "true",
+            overrides,
+        })
+    }
+
+    /// Every topic key, in name order.
+    pub fn describe(&self) -> Vec<DescribedConfig> {
+        KEYS.iter()
+            .map(|key| DescribedConfig {
+                name: key.name,
+                value: self.effective(key),
+                is_default: !self.overrides.contains_key(key.name),
+                config_type: key.kind as i8,
+                documentation: key.documentation,
+            })
+            .collect()
+    }
+
+    fn effective(&self, key: &Key) -> String {
+        if let Some(value) = self.overrides.get(key.name) {
+            return normal(key, value);
+        }
+        match (key.default, key.name) {
+            (Default::Fixed(value), _) => value.to_owned(),
+            (Default::Broker, "index.interval.bytes") => self.index_interval_bytes.to_string(),
+            (Default::Broker, "local.retention.ms") => {
+                self.local_retention_ms.unwrap_or(UNLIMITED_RETENTION).to_string()
+            }
+            (Default::Broker, "max.message.bytes") => self.max_message_bytes.to_string(),
+            (Default::Broker, "segment.bytes") => self.segment_bytes.to_string(),
+            (Default::Broker, _) => self.segment_ms.to_string(),
+        }
+    }
+}
+
+/// Overrides that were checked, over the defaults.
+struct Settings<'a> {
+    overrides: &'a BTreeMap<String, String>,
+    defaults: &'a LogConfig,
+}
+
+impl Settings<'_> {
+    fn text(&self, name: &'static str) -> String {
+        match (self.overrides.get(name), KEYS.iter().find(|key| key.name == name)) {
+            (Some(value), Some(key)) => normal(key, value),
+            (None, Some(Key { default: Default::Fixed(value), .. })) => (*value).to_owned(),
+            _ => self.broker_default(name).to_string(),
+        }
+    }
+
+    fn number(&self, name: &'static str) -> i64 {
+        // Overrides were checked to be numbers, defaults are.
+        self.text(name).parse().unwrap_or_default()
+    }
+
+    fn broker_default(&self, name: &str) -> i64 {
+        let log = self.defaults;
+        let bytes = |size: crate::units::ByteSize| i64::try_from(size.as_u64()).unwrap_or(i64::MAX);
+        match name {
+            "index.interval.bytes" => bytes(log.index_interval_bytes),
+            "local.retention.ms" => log.local_retention.as_millis(),
+            "max.message.bytes" => bytes(log.message_max_bytes),
+            "segment.bytes" => bytes(log.segment_bytes),
+            _ => log.segment_age.as_millis(),
+        }
+    }
+
+    /// A batch must fit into a segment: an explicit limit beyond that is refused, the default is lowered.
+    fn max_message_bytes(&self, segment_bytes: i64) -> Result<usize, TopicConfigError> {
+        let limit = self.number("max.message.bytes");
+        if limit > segment_bytes && self.overrides.contains_key("max.message.bytes") {
+            return Err(TopicConfigError::Value {
+                key: "max.message.bytes",
+                value: limit.to_string(),
+                allowed: format!("it must not exceed segment.bytes, which is {segment_bytes}"),
+            });
+        }
+        Ok(usize::try_from(limit.min(segment_bytes)).unwrap_or_default())
+    }
+
+    /// `local.retention.*`: an explicit value beyond `retention.*` is refused, the default is lowered.
+    fn local(&self, key: &'static str, other: &'static str, retention: i64) -> Result<Option<i64>, TopicConfigError> {
+        let local = self.number(key);
+        let (Some(limit), Some(span)) = (retained(retention), as_span(local)) else {
+            return Ok(if local == AS_RETENTION { retained(retention) } else { retained(local) });
+        };
+        if span > limit && self.overrides.contains_key(key) {
+            return Err(TopicConfigError::Value {
+                key,
+                value: local.to_string(),
+                allowed: format!(
+                    "it must not exceed {other}, which is {limit}; {AS_RETENTION} means the same as {other}"
+                ),
+            });
+        }
+        Ok(Some(span.min(limit)))
+    }
+}
+
+/// `None` for Kafka's "no limit" of times that count up to `i64::MAX`.
+fn limited(value: i64) -> Option<i64> {
+    (value != UNLIMITED).then_some(value)
+}
+
+/// `None` for the -1 of retention.
+fn retained(value: i64) -> Option<i64> {
+    (value != UNLIMITED_RETENTION).then_some(value)
+}
+
+/// A local retention that can be compared with a limit; `None` where it means that limit.
+fn as_span(local: i64) -> Option<i64> {
+    match local {
+        AS_RETENTION => None,
+        UNLIMITED_RETENTION => Some(i64::MAX),
+        span => Some(span),
+    }
+}
+
+fn known_key(name: &str) -> Result<&'static Key, TopicConfigError> {
+    KEYS.iter().find(|key| key.name == name).ok_or_else(|| TopicConfigError::Unknown {
+        key: cut(name),
+        advice: match nearest(name, KEYS.iter().map(|key| key.name)) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "topic settings have Kafka's names, like retention.ms, or start with \"search.\"".to_owned(),
+        },
+    })
+}
+
+fn check(key: &'static Key, value: &str) -> Result<(), TopicConfigError> {
+    let refused = |allowed: String| Err(TopicConfigError::Value { key: key.name, value: cut(value), allowed });
+    match key.rule {
+        Rule::Number { min, max } => match value.parse::<i64>() {
+            Ok(number) if (min..=max).contains(&number) => Ok(()),
+            _ => refused(format!("it must be a whole number, {min} to {max}")),
+        },
+        Rule::Ratio => match value.parse::<f64>() {
+            Ok(number) if (0.0..=1.0).contains(&number) => Ok(()),
+            _ => refused("it must be a number from 0 to 1".to_owned()),
+        },
+        Rule::Flag if is_flag(value) => Ok(()),
+        Rule::Flag => refused("it must be true or false".to_owned()),
+        Rule::OneOf(values) if values.contains(&value) => Ok(()),
+        Rule::OneOf(values) => refused(format!("it must be one of {}", values.join(", "))),
+        Rule::Only { value: only, .. } if normal(key, value) == only => Ok(()),
+        Rule::Only { value: "", why } => refused(format!("it must be empty, because {why}")),
+        Rule::Only { value: only, why } => refused(format!("it must be {only}, because {why}")),
+    }
+}
+
+fn is_flag(value: &str) -> bool {
+    value.eq_ignore_ascii_case("true") || value.eq_ignore_ascii_case("false")
+}
+
+/// The value as Kafka reports it: without spaces around it, numbers and flags in one spelling.
+fn normal(key: &Key, value: &str) -> String {
+    let value = value.trim();
+    match key.kind {
+        Type::Boolean => value.to_ascii_lowercase(),
+        Type::Int | Type::Long => value.parse::<i64>().map_or_else(|_| value.to_owned(), |number| number.to_string()),
+        Type::String | Type::Double | Type::List => value.to_owned(),
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(SHOWN_VALUE_LEN_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{ByteSize, HumanDuration};
+    use proptest::prelude::*;
+
+    fn config(overrides: &[(&str, &str)]) -> Result<TopicConfig, TopicConfigError> {
+        let overrides = overrides.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        TopicConfig::new(overrides, &LogConfig::default())
+    }
+
+    fn refusal(overrides: &[(&str, &str)]) -> String {
+        config(overrides).map_or_else(|e| e.to_string(), |_| "accepted".to_owned())
+    }
+
+    #[test]
+    fn without_overrides_the_broker_decides() {
+        let defaults = LogConfig::default();
+        let config = TopicConfig::new(BTreeMap::new(), &defaults).unwrap();
+        assert_eq!(
+            config,
+            TopicConfig {
+                overrides: BTreeMap::new(),
+                segment_bytes: defaults.segment_bytes.as_u64(),
+                segment_ms: 3_600_000,
+                index_interval_bytes: 4096,
+                max_message_bytes: 1_048_588,
+                log_append_time: false,
+                timestamp_before_max_ms: None,
+                timestamp_after_max_ms: Some(3_600_000),
+                flush_messages: 1,
+                flush_ms: None,
+                retention_ms: None,
+                retention_bytes: None,
+                local_retention_ms: Some(86_400_000),
+                local_retention_bytes: None,
+                remote_storage_enable: true,
+                search_index: SearchIndex::Json,
+                search_positions: true,
+            }
+        );
+    }
+
+    #[test]
+    fn overrides_win() {
+        let config = config(&[
+            ("segment.bytes", " 65536 "),
+            ("segment.ms", "1000"),
+            ("max.message.bytes", "65536"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("message.timestamp.after.max.ms", "9223372036854775807"),
+            ("message.timestamp.before.max.ms", "5"),
+            ("flush.messages", "1000"),
+            ("flush.ms", "100"),
+            ("retention.ms", "604800000"),
+            ("retention.bytes", "1000000"),
+            ("local.retention.ms", "-2"),
+            ("local.retention.bytes", "0"),
+            ("remote.storage.enable", "FALSE"),
+            ("search.index", "off"),
+            ("search.positions", "false"),
+        ])
+        .unwrap();
+        assert_eq!((config.segment_bytes, config.segment_ms, config.max_message_bytes), (65_536, 1000, 65_536));
+        assert!(config.log_append_time && !config.remote_storage_enable && !config.search_positions);
+        assert_eq!((config.timestamp_after_max_ms, config.timestamp_before_max_ms), (None, Some(5)));
+        assert_eq!((config.flush_messages, config.flush_ms), (1000, Some(100)));
+        assert_eq!((config.retention_ms, config.retention_bytes), (Some(604_800_000), Some(1_000_000)));
+        assert_eq!((config.local_retention_ms, config.local_retention_bytes), (Some(604_800_000), Some(0)));
+        assert_eq!(config.search_index, SearchIndex::Off);
+    }
+
+    #[test]
+    fn defaults_yield_where_a_topic_is_smaller() {
+        let small = config(&[("segment.bytes", "65536"), ("retention.ms", "1000")]).unwrap();
+        assert_eq!((small.max_message_bytes, small.local_retention_ms), (65_536, Some(1000)));
+        let forever = LogConfig {
+            local_retention: HumanDuration::secs(10),
+            segment_bytes: ByteSize::mib(1),
+            ..LogConfig::default()
+        };
+        let config = TopicConfig::new(BTreeMap::new(), &forever).unwrap();
+        assert_eq!((config.local_retention_ms, config.max_message_bytes), (Some(10_000), 1 << 20));
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused() {
+        for (key, value) in [
+            ("cleanup.policy", "compact"),
+            ("cleanup.policy", "compact,delete"),
+            ("compression.type", "zstd"),
+            ("min.insync.replicas", "2"),
+            ("preallocate", "true"),
+            ("segment.jitter.ms", "1"),
+            ("segment.index.bytes", "1"),
+            ("file.delete.delay.ms", "60000"),
+            ("unclean.leader.election.enable", "true"),
+            ("leader.replication.throttled.replicas", "*"),
+            ("segment.bytes", "1000"),
+            ("segment.bytes", "2147483648"),
+            ("segment.ms", "0"),
+            ("flush.messages", "0"),
+            ("retention.ms", "-2"),
+            ("local.retention.ms", "-3"),
+            ("min.cleanable.dirty.ratio", "NaN"),
+            ("search.index", "JSON"),
+            ("search.positions", "yes"),
+            ("message.timestamp.type", "createtime"),
+        ] {
+            let message = refusal(&[(key, value)]);
+            assert!(message.starts_with(&format!("{key} = {value:?} is refused: it must be ")), "{message}");
+        }
+        assert_eq!(
+            refusal(&[("min.insync.replicas", "2")]),
+            "min.insync.replicas = \"2\" is refused: it must be 1, because this broker keeps one replica"
+        );
+        assert_eq!(refusal(&[("retntion.ms", "2")]), "retntion.ms is not a topic setting; did you mean retention.ms?");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert_eq!(
+            refusal(&[("retention.ms", "1000"), ("local.retention.ms", "1001")]),
+            "local.retention.ms = \"1001\" is refused: it must not exceed retention.ms, which is 1000; -2 means the same as \
+             retention.ms"
+        );
+        assert!(refusal(&[("retention.bytes", "1000"), ("local.retention.bytes", "-1")]).contains("retention.bytes"));
+        assert!(refusal(&[("segment.bytes", "1024"), ("max.message.bytes", "1025")]).contains("segment.bytes"));
+        assert!(config(&[("retention.ms", "1000"), ("local.retention.ms", "1000")]).is_ok());
+    }
+
+    #[test]
+    fn describes_every_key_as_kafka_does() {
+        let rows = config(&[("retention.ms", "0604800000"), ("flush.messages", "1")]).unwrap().describe();
+        assert_eq!(rows.len(), KEYS.len());
+        let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+        assert_eq!((row("retention.ms").value.as_str(), row("retention.ms").is_default), ("604800000", false));
+        assert!(!row("flush.messages").is_default, "an explicit value is an override even when it equals the default");
+        assert_eq!((row("segment.bytes").value.as_str(), row("segment.bytes").config_type), ("134217728", 3));
+        assert_eq!((row("cleanup.policy").value.as_str(), row("cleanup.policy").config_type), ("delete", 7));
+        assert_eq!(row("min.cleanable.dirty.ratio").config_type, 6);
+        assert_eq!(
+            (row("local.retention.ms").value.as_str(), row("local.retention.bytes").value.as_str()),
+            ("86400000", "-2")
+        );
+    }
+
+    #[test]
+    fn what_is_described_can_be_set() {
+        let described = config(&[]).unwrap().describe();
+        let overrides: BTreeMap<_, _> = described.iter().map(|row| (row.name.to_owned(), row.value.clone())).collect();
+        let again = TopicConfig::new(overrides, &LogConfig::default()).unwrap();
+        assert_eq!(
+            again.describe().iter().map(|row| &row.value).collect::<Vec<_>>(),
+            described.iter().map(|row| &row.value).collect::<Vec<_>>()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_override_panics_and_no_local_copy_outlives_its_record(
+            key in prop::sample::select(KEYS.iter().map(|key| key.name).collect::<Vec<_>>()),
+            value in "(-?[0-9]{1,19}|[a-z]{0,8}|\\PC{0,12})",
+            retention in -1_i64..100_000,
+        ) {
+            let overrides = BTreeMap::from([("retention.ms".to_owned(), retention.to_string()), (key.to_owned(), value)]);
+            if let Ok(config) = TopicConfig::new(overrides, &LogConfig::default()) {
+                if let Some(limit) = config.retention_ms {
+                    prop_assert!(config.local_retention_ms.is_some_and(|local| local <= limit));
+                }
+                prop_assert!(config.max_message_bytes as u64 <= config.segment_bytes);
+                prop_assert_eq!(config.describe().len(), KEYS.len());
+            }
+        }
+    }
+}

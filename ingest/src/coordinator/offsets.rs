@@ -1,0 +1,114 @@
+//! Committed offsets of one group, in memory. Holds exactly what is durable in `__consumer_offsets`: a commit enters
+//! here after its record is on disk, in the order of the log.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Offset, PartitionId, Timestamp, TopicName, TopicPartition};
+
+/// Where a consumer wants to go on in one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    pub offset: Offset,
+    /// -1 where the client did not say.
+    pub leader_epoch: i32,
+    /// The client's own note, kept byte for byte.
+    pub metadata: String,
+    pub commit_timestamp: Timestamp,
+}
+
+/// All committed offsets of a group, in topic and partition order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommittedOffsets {
+    by_topic: BTreeMap<TopicName, BTreeMap<PartitionId, CommittedOffset>>,
+}
+
+impl CommittedOffsets {
+    pub fn is_empty(&self) -> bool {
+        self.by_topic.is_empty()
+    }
+
+    pub fn get(&self, topic: &str, partition: PartitionId) -> Option<&CommittedOffset> {
+        self.by_topic.get(topic)?.get(&partition)
+    }
+
+    pub fn insert(&mut self, at: TopicPartition, committed: CommittedOffset) {
+        self.by_topic.entry(at.topic).or_default().insert(at.partition, committed);
+    }
+
+    pub fn remove(&mut self, at: &TopicPartition) {
+        if let Some(partitions) = self.by_topic.get_mut(&at.topic) {
+            partitions.remove(&at.partition);
+            if partitions.is_empty() {
+                self.by_topic.remove(&at.topic);
+            }
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&TopicName, PartitionId, &CommittedOffset)> {
+        self.by_topic.iter().flat_map(|(topic, partitions)| {
+            partitions.iter().map(move |(partition, committed)| (topic, *partition, committed))
+        })
+    }
+
+    /// Partitions of topics for which `gone` is true.
+    pub fn of_topics(&self, gone: impl Fn(&TopicName) -> bool) -> Vec<TopicPartition> {
+        self.iter()
+            .filter(|(topic, ..)| gone(topic))
+            .map(|(topic, partition, _)| TopicPartition::new(topic.clone(), partition))
+            .collect()
+    }
+
+    /// Partitions whose offset has outlived `retention_ms`, counted from the later of its commit and the moment the
+    /// group became empty ([`Timestamp::NONE`] where that is not known).
+    pub fn expired(&self, now: Timestamp, empty_since: Timestamp, retention_ms: i64) -> Vec<TopicPartition> {
+        self.iter()
+            .filter(|(.., committed)| {
+                committed.commit_timestamp.max(empty_since).0.saturating_add(retention_ms) <= now.0
+            })
+            .map(|(topic, partition, _)| TopicPartition::new(topic.clone(), partition))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(topic: &str, partition: i32) -> TopicPartition {
+        TopicPartition::new(TopicName::new(topic).unwrap(), PartitionId(partition))
+    }
+
+    fn committed(offset: i64, commit_timestamp: i64) -> CommittedOffset {
+        let metadata = String::new();
+        CommittedOffset {
+            offset: Offset(offset),
+            leader_epoch: -1,
+            metadata,
+            commit_timestamp: Timestamp(commit_timestamp),
+        }
+    }
+
+    #[test]
+    fn retention_counts_from_the_later_of_commit_and_emptiness() {
+        let mut offsets = CommittedOffsets::default();
+        offsets.insert(at("a", 0), committed(1, 100));
+        offsets.insert(at("a", 1), committed(2, 300));
+        assert_eq!(offsets.expired(Timestamp(1_150), Timestamp::NONE, 1_000), vec![at("a", 0)]);
+        assert!(offsets.expired(Timestamp(1_150), Timestamp(200), 1_000).is_empty());
+        assert_eq!(offsets.expired(Timestamp(1_300), Timestamp(200), 1_000).len(), 2);
+    }
+
+    #[test]
+    fn topics_leave_without_a_trace() {
+        let mut offsets = CommittedOffsets::default();
+        offsets.insert(at("a", 0), committed(1, 0));
+        offsets.insert(at("b", 0), committed(2, 0));
+        for gone in offsets.of_topics(|topic| topic.as_str() == "a") {
+            offsets.remove(&gone);
+        }
+        assert_eq!(offsets.get("a", PartitionId(0)), None);
+        assert_eq!(offsets.get("b", PartitionId(0)).map(|c| c.offset), Some(Offset(2)));
+        offsets.remove(&at("b", 0));
+        assert!(offsets.is_empty());
+    }
+}

@@ -1,0 +1,14 @@
+//! Ingest: the Kafka protocol, the hot log behind it, and the coordinators.
+
+pub mod clock;
+pub mod coordinator;
+pub mod handlers;
+pub mod log;
+pub mod metadata;
+pub mod metrics;
+pub mod model;
+pub mod protocol;
+pub mod read;
+pub mod record;
+pub mod server;
+pub mod topics;

@@ -1,0 +1,271 @@
+//! The writing end of a partition. What can be done without the lock (validation, CRC, the copy, the time stamp) is
+//! done before it is taken; under it a batch gets its offset and goes to the file with one write.
+
+use std::io;
+use std::sync::Arc;
+
+use thermocline_config::TopicConfig;
+
+use super::error::{AppendError, IoContext, LogError};
+use super::index::{OffsetEntry, TimeEntry};
+use super::partition::{Partition, gauge};
+use super::producer_state::{ProducerState, SequenceError};
+use super::segment::{POSITION_MAX, Segment, SegmentFiles, delete_files, sync_dir};
+use super::snapshot;
+use crate::model::{LEADER_EPOCH, Offset, Timestamp};
+use crate::record::{BASE_OFFSET, BatchHeader, BatchRules, LEADER_EPOCH_FIELD, stamp_log_append_time, validate_batch};
+
+/// What an append did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub base_offset: Offset,
+    pub last_offset: Offset,
+    /// -1 unless LogAppendTime
+    pub log_append_time: Timestamp,
+    /// The producer sent a batch again that is in the log already; the offsets are those it got then.
+    pub duplicate: bool,
+}
+
+/// The end of the active segment; behind the partition's lock.
+pub(super) struct Writer {
+    pub segment: Arc<Segment>,
+    pub files: SegmentFiles,
+    /// Where the next batch goes.
+    pub position: u64,
+    /// The offset it gets.
+    pub next: Offset,
+    pub indexer: Indexer,
+    /// When the active segment got its first batch; None while it is empty.
+    pub first_append: Option<Timestamp>,
+    pub producers: ProducerState,
+    /// Since the flusher looked last.
+    pub unflushed_records: i64,
+}
+
+/// Decides which batches of a segment get index entries, while appending as while rebuilding.
+#[derive(Clone, Debug)]
+pub(super) struct Indexer {
+    base: Offset,
+    /// Log bytes since the last indexed batch, that one included.
+    pub bytes_since_entry: u64,
+    pub max_timestamp: Timestamp,
+    /// Last offset of the first batch that has it.
+    pub max_timestamp_offset: Offset,
+    /// Largest timestamp that is in the time index.
+    pub indexed_timestamp: Timestamp,
+}
+
+impl Indexer {
+    pub fn new(base: Offset) -> Self {
+        Self {
+            base,
+            bytes_since_entry: 0,
+            max_timestamp: Timestamp::NONE,
+            max_timestamp_offset: base,
+            indexed_timestamp: Timestamp::NONE,
+        }
+    }
+
+    /// Takes note of the next batch and returns the entry to be written for it, if one is due.
+    pub fn note(&mut self, header: &BatchHeader, position: u64, interval_bytes: u64) -> Option<OffsetEntry> {
+        if header.max_timestamp > self.max_timestamp {
+            self.max_timestamp = header.max_timestamp;
+            self.max_timestamp_offset = header.last_offset();
+        }
+        let due = self.bytes_since_entry > interval_bytes;
+        if due {
+            self.bytes_since_entry = 0;
+        }
+        self.bytes_since_entry += header.size_bytes() as u64;
+        due.then(|| OffsetEntry {
+            offset: self.relative(header.last_offset()),
+            position: u32::try_from(position).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// The time index entry that says what is known now, if it would say anything new.
+    pub fn time_entry(&mut self) -> Option<TimeEntry> {
+        if self.max_timestamp <= self.indexed_timestamp {
+            return None;
+        }
+        self.indexed_timestamp = self.max_timestamp;
+        Some(TimeEntry { timestamp: self.max_timestamp.0, offset: self.relative(self.max_timestamp_offset) })
+    }
+
+    fn relative(&self, offset: Offset) -> u32 {
+        u32::try_from(self.base.distance_to(offset)).unwrap_or(u32::MAX)
+    }
+}
+
+impl Writer {
+    /// The first batch of the active segment is older than `segment_ms`.
+    pub fn is_older_than(&self, now: Timestamp, segment_ms: i64) -> bool {
+        self.first_append.is_some_and(|first| now.0.saturating_sub(first.0) >= segment_ms)
+    }
+
+    /// Brings the time index up to date.
+    fn write_time_entry(&mut self) -> io::Result<()> {
+        let indexed_before = self.indexer.indexed_timestamp;
+        let Some(entry) = self.indexer.time_entry() else { return Ok(()) };
+        self.files.times.append(&[entry]).inspect_err(|_| self.indexer.indexed_timestamp = indexed_before)
+    }
+
+    /// The batch belongs into a new segment.
+    fn must_roll_for(&self, header: &BatchHeader, now: Timestamp, config: &TopicConfig) -> bool {
+        let end = self.position + header.size_bytes() as u64;
+        let last = self.next.plus(i64::from(header.last_offset_delta));
+        self.position > 0
+            && (end > config.segment_bytes
+                || end > POSITION_MAX
+                || self.segment.base.distance_to(last) > POSITION_MAX
+                || self.is_older_than(now, config.segment_ms))
+    }
+}
+
+impl Partition {
+    /// Validates one v2 batch (header, CRC, sequence), assigns offsets, appends to the active segment, rolls where due,
+    /// schedules the group commit. Blocking (page-cache write). Not yet durable: wait with `committed`.
+    ///
+    /// Batches made by the broker itself go the same way; their base offset must be 0 like a producer's.
+    pub fn append(&self, batch: &[u8]) -> Result<Appended, AppendError> {
+        let config = self.config();
+        let now = self.env.clock.now();
+        let mut header = validate_batch(batch, &rules(&config), now)?;
+        if self.env.disk.is_low() {
+            let reserve_bytes = self.env.disk.reserve_bytes();
+            return Err(AppendError::DiskReserve { partition: self.topic_partition.clone(), reserve_bytes });
+        }
+        let mut bytes = batch.to_vec();
+        let log_append_time = if config.log_append_time {
+            stamp_log_append_time(&mut bytes, &header, now);
+            header.max_timestamp = now;
+            now
+        } else {
+            Timestamp::NONE
+        };
+        bytes[LEADER_EPOCH_FIELD].copy_from_slice(&LEADER_EPOCH.to_be_bytes());
+
+        let mut writer = self.writer.lock();
+        self.check_usable()?;
+        if let Some(earlier) = writer.producers.check(&header).map_err(|error| self.refuse_sequence(error, &header))? {
+            return Ok(Appended {
+                base_offset: earlier.base_offset,
+                last_offset: earlier.base_offset.plus(i64::from(header.last_offset_delta)),
+                log_append_time: earlier.log_append_time,
+                duplicate: true,
+            });
+        }
+        if writer.must_roll_for(&header, now, &config) {
+            self.roll(&mut writer).map_err(|source| self.storage_error(source))?;
+        }
+        header.base_offset = writer.next;
+        bytes[BASE_OFFSET].copy_from_slice(&header.base_offset.0.to_be_bytes());
+        self.write(&writer, &bytes)?;
+        self.account(&mut writer, &header, log_append_time, now, config.index_interval_bytes);
+        let (end, unflushed) = (writer.next, writer.unflushed_records);
+        drop(writer);
+
+        self.schedule_flush(end, unflushed, &config);
+        Ok(Appended {
+            base_offset: header.base_offset,
+            last_offset: header.last_offset(),
+            log_append_time,
+            duplicate: false,
+        })
+    }
+
+    /// One write at the known position. A failed one is taken back; if that fails too, what the file holds is unknown.
+    fn write(&self, writer: &Writer, bytes: &[u8]) -> Result<(), AppendError> {
+        let Err(error) = writer.files.log.write_all_at(bytes, writer.position) else { return Ok(()) };
+        if let Err(error) = writer.files.log.truncate(writer.position) {
+            self.fail("taking back a failed write", &error);
+        }
+        Err(self.storage_error(LogError::Io { action: "append to", path: writer.segment.path(), source: error }))
+    }
+
+    /// Everything that follows from a batch being in the file; `header` carries its real base offset.
+    fn account(
+        &self,
+        writer: &mut Writer,
+        header: &BatchHeader,
+        log_append_time: Timestamp,
+        now: Timestamp,
+        index_interval_bytes: u64,
+    ) {
+        if let Some(entry) = writer.indexer.note(header, writer.position, index_interval_bytes)
+            && let Err(error) = writer.files.index.append(&[entry]).and_then(|()| writer.write_time_entry())
+        {
+            // A missing entry makes lookups slower, not wrong.
+            tracing::warn!(partition = %self.topic_partition, %error, "could not write an index entry");
+        }
+        writer.position += header.size_bytes() as u64;
+        writer.next = header.next_offset();
+        writer.first_append.get_or_insert(now);
+        writer.unflushed_records = writer.unflushed_records.saturating_add(i64::from(header.record_count));
+        writer.producers.record(header, log_append_time, now);
+        writer.segment.publish(writer.position, writer.next, writer.indexer.max_timestamp);
+        self.publish_log_end(writer.next);
+        self.env.metrics.hot_bytes.add(gauge(header.size_bytes() as u64));
+    }
+
+    /// Seals the active segment and starts the next one; nothing if it is empty. The order is the invariant: the old
+    /// segment is durable, then the new one is in the directory, then it takes data.
+    pub(super) fn roll(&self, writer: &mut Writer) -> Result<(), LogError> {
+        if writer.position == 0 {
+            return Ok(());
+        }
+        writer.write_time_entry().on("write the time index of", &writer.segment.path())?;
+        self.sync(&writer.files, writer.next, true)?;
+        snapshot::write(&self.dir, writer.next, &writer.producers)?;
+        let base = writer.next;
+        let files = SegmentFiles::open(&self.dir, base).inspect_err(|_| {
+            // The old segment goes on and must not be followed by an empty one that starts before its end.
+            if let Err(LogError::Io { source, .. }) = delete_files(&self.dir, base) {
+                self.fail("taking back a new segment", &source);
+            }
+        })?;
+        if let Err(error) = sync_dir(&self.dir) {
+            self.fail("starting a segment", &io::Error::other(error.to_string()));
+            return Err(error);
+        }
+        let segment = Arc::new(Segment::new(self.dir.clone(), base, Some(files.clone())));
+        segment.publish(0, base, Timestamp::NONE);
+        let sealed = std::mem::replace(&mut writer.segment, segment.clone());
+        writer.files = files;
+        writer.position = 0;
+        writer.indexer = Indexer::new(base);
+        writer.first_append = None;
+        sealed.seal(self.env.clock.now());
+        self.segments.write().push(segment);
+        Ok(())
+    }
+
+    fn storage_error(&self, source: LogError) -> AppendError {
+        match self.check_usable() {
+            Err(offline) => offline,
+            Ok(()) => AppendError::Storage { partition: self.topic_partition.clone(), source },
+        }
+    }
+
+    fn refuse_sequence(&self, error: SequenceError, header: &BatchHeader) -> AppendError {
+        let (partition, producer_id) = (self.topic_partition.clone(), header.producer_id);
+        match error {
+            SequenceError::Epoch { current } => {
+                AppendError::InvalidProducerEpoch { partition, producer_id, epoch: header.producer_epoch, current }
+            }
+            SequenceError::OutOfOrder { expected } => {
+                AppendError::OutOfOrderSequence { partition, producer_id, found: header.base_sequence, expected }
+            }
+        }
+    }
+}
+
+fn rules(config: &TopicConfig) -> BatchRules {
+    BatchRules {
+        message_bytes_max: config.max_message_bytes,
+        segment_bytes: config.segment_bytes,
+        log_append_time: config.log_append_time,
+        timestamp_before_max_ms: config.timestamp_before_max_ms,
+        timestamp_after_max_ms: config.timestamp_after_max_ms,
+    }
+}

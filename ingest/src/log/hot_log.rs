@@ -1,0 +1,204 @@
+//! The directory of all partitions.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use thermocline_config::{LogConfig, TopicConfig};
+use uuid::Uuid;
+
+use super::disk::DiskWatch;
+use super::error::{IoContext, LogError};
+use super::flusher::{FlushQueue, Flusher};
+use super::partition::{LogEnv, Partition};
+use super::recovery::{Recovery, recover};
+use super::segment::{remove_if_there, sync_dir};
+use crate::clock::Clock;
+use crate::metrics::IngestMetrics;
+use crate::model::{Offset, TopicId, TopicPartition};
+
+const LOCK_FILE: &str = ".lock";
+const CLEAN_MARKER: &str = ".clean_shutdown";
+/// What the marker says, for whoever looks at it.
+const CLEAN_MARKER_TEXT: &[u8] = b"thermocline 1\n";
+/// How the folder of a removed partition ends. No partition's does: theirs end in a number.
+const REMOVED_SUFFIX: &str = "-delete";
+/// Part of a partition's name that its removed folder keeps: file names end at 255 bytes.
+const REMOVED_NAME_LEN: usize = 200;
+
+/// All partitions of this broker, the group-commit flusher thread and the maintenance.
+///
+/// Dropping it without [`Self::close`] is a crash as far as the next start is concerned.
+pub struct HotLog {
+    dir: PathBuf,
+    env: Arc<LogEnv>,
+    flusher: Flusher,
+    /// The last run ended cleanly.
+    clean: bool,
+    partitions: RwLock<HashMap<TopicPartition, Arc<Partition>>>,
+    /// Held over opening, removing and closing: they change folders.
+    changing: Mutex<()>,
+    closed: AtomicBool,
+    /// Locked as long as this lives.
+    _lock: File,
+}
+
+impl HotLog {
+    /// Opens `dir` (created if missing), takes an exclusive lock on it, reads and removes the clean-shutdown marker,
+    /// starts the flusher thread. Blocking.
+    pub fn open(
+        dir: PathBuf,
+        config: LogConfig,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<IngestMetrics>,
+    ) -> Result<Arc<Self>, LogError> {
+        fs::create_dir_all(&dir).on("create", &dir)?;
+        let lock = lock_dir(&dir)?;
+        remove_leftovers(&dir)?;
+        let marker = dir.join(CLEAN_MARKER);
+        let clean = marker.exists();
+        // Before anything is written: from here on a crash is a crash.
+        remove_if_there(&marker)?;
+        sync_dir(&dir)?;
+
+        let disk = Arc::new(DiskWatch::new(dir.clone(), config.disk_reserve.as_u64()));
+        disk.refresh();
+        let flush_queue = Arc::new(FlushQueue::default());
+        let flusher =
+            Flusher::start(flush_queue.clone(), disk.clone(), metrics.clone()).on("start the flusher of", &dir)?;
+        let producer_expiration_ms = config.producer_id_expiration.as_millis();
+        let env = Arc::new(LogEnv { clock, metrics, flush_queue, disk, producer_expiration_ms });
+        Ok(Arc::new(Self {
+            dir,
+            env,
+            flusher,
+            clean,
+            partitions: RwLock::default(),
+            changing: Mutex::default(),
+            closed: AtomicBool::new(false),
+            _lock: lock,
+        }))
+    }
+
+    /// Creates the partition's folder or recovers what is in it. `log_start` is the smallest readable offset known to
+    /// the metadata store. Blocking.
+    pub fn open_partition(
+        &self,
+        tp: TopicPartition,
+        topic_id: TopicId,
+        config: Arc<TopicConfig>,
+        log_start: Offset,
+    ) -> Result<Arc<Partition>, LogError> {
+        let _changing = self.changing.lock();
+        if self.closed.load(Ordering::Acquire) {
+            return Err(LogError::Shutdown);
+        }
+        if self.partitions.read().contains_key(&tp) {
+            return Err(LogError::Open(tp));
+        }
+        let dir: Arc<Path> = self.dir.join(tp.to_string()).into();
+        let recovered = recover(&Recovery {
+            dir: &dir,
+            log_start,
+            clean: self.clean,
+            index_interval_bytes: config.index_interval_bytes,
+            now: self.env.clock.now(),
+            producer_expiration_ms: self.env.producer_expiration_ms,
+        })?;
+        let partition = Partition::new(tp.clone(), topic_id, dir, self.env.clone(), config, log_start, recovered);
+        self.partitions.write().insert(tp, partition.clone());
+        Ok(partition)
+    }
+
+    /// Closes the partition (waiters wake, appends fail), renames its folder away and deletes it. A folder without an
+    /// open partition goes the same way; neither is fine too. Blocking.
+    pub fn remove_partition(&self, tp: &TopicPartition) -> Result<(), LogError> {
+        let _changing = self.changing.lock();
+        if let Some(partition) = self.partitions.write().remove(tp) {
+            partition.close_now();
+        }
+        let name = tp.to_string();
+        let dir = self.dir.join(&name);
+        let kept = name.get(..REMOVED_NAME_LEN).unwrap_or(&name);
+        let removed = self.dir.join(format!("{kept}.{}{REMOVED_SUFFIX}", Uuid::new_v4().simple()));
+        match fs::rename(&dir, &removed) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.on("rename", &dir)?,
+        }
+        sync_dir(&self.dir)?;
+        fs::remove_dir_all(&removed).on("delete", &removed)
+    }
+
+    /// Seals segments that are old enough, drops local copies that local retention and the archive allow, expires
+    /// producers, looks at the free space. Blocking.
+    pub fn maintain(&self) {
+        self.env.disk.refresh();
+        let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
+        for partition in partitions {
+            match partition.maintain() {
+                // Offline was logged when it happened; closed means on its way out.
+                Ok(()) | Err(LogError::Offline { .. } | LogError::Closed(_)) => {}
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(partition = %partition.topic_partition(), error, "maintenance failed; it will be tried again");
+                }
+            }
+        }
+    }
+
+    /// Flushes everything, writes producer snapshots and the clean-shutdown marker, stops the flusher. A partition that
+    /// cannot be closed cleanly means no marker, and the first such error. Blocking.
+    pub fn close(&self) -> Result<(), LogError> {
+        let _changing = self.changing.lock();
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for partition in self.partitions.read().values() {
+            result = result.and(partition.close_clean());
+        }
+        self.flusher.stop();
+        result?;
+        let marker = self.dir.join(CLEAN_MARKER);
+        let written = File::create(&marker).and_then(|mut file| {
+            file.write_all(CLEAN_MARKER_TEXT)?;
+            file.sync_all()
+        });
+        written.on("write", &marker)?;
+        sync_dir(&self.dir)
+    }
+}
+
+impl Drop for HotLog {
+    fn drop(&mut self) {
+        for partition in self.partitions.get_mut().values() {
+            partition.close_now();
+        }
+        self.flusher.stop();
+    }
+}
+
+fn lock_dir(dir: &Path) -> Result<File, LogError> {
+    let path = dir.join(LOCK_FILE);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).on("open", &path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(LogError::Locked { dir: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(LogError::Io { action: "lock", path, source }),
+    }
+}
+
+/// Finishes removals that were interrupted.
+fn remove_leftovers(dir: &Path) -> Result<(), LogError> {
+    for entry in fs::read_dir(dir).on("list", dir)? {
+        let path = entry.on("list", dir)?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(REMOVED_SUFFIX)) {
+            fs::remove_dir_all(&path).on("delete", &path)?;
+        }
+    }
+    Ok(())
+}

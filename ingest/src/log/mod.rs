@@ -1,0 +1,76 @@
+//! The hot log: partitions as Kafka segment files, one group-commit thread, retention, recovery.
+//!
+//! | file | station |
+//! |---|---|
+//! | `hot_log` | the directory: lock, clean-shutdown marker, partitions coming and going, maintenance |
+//! | `partition` | what a partition is to others: offsets, high watermark, append, seal, trim |
+//! | `append` | the writer behind the partition's lock: sequence check, offset, one write, roll |
+//! | `flusher` | group commit: one `fdatasync` per dirty file, then the high watermark |
+//! | `reading` | batches, offsets by time, out of local segments |
+//! | `sealed` | a sealed segment, as the archive reads it |
+//! | `segment`, `index`, `scan` | the files |
+//! | `recovery` | from files to a partition |
+//! | `producer_state`, `snapshot` | idempotent producers, and their file |
+//! | `retention` | which local segments may go: pure |
+//! | `disk` | free space and the reserve |
+//!
+//! ```text
+//! <dir>/.lock                               held while a broker runs
+//! <dir>/.clean_shutdown                     there only after a clean close
+//! <dir>/<topic>-<partition>/<base>.log      record batches v2, byte for byte; <base> is 20 digits
+//! <dir>/<topic>-<partition>/<base>.index    offset -> position, sparse
+//! <dir>/<topic>-<partition>/<base>.timeindex
+//! <dir>/<topic>-<partition>/<next>.snapshot idempotent producers as of offset <next>
+//! <dir>/<topic>-<partition>.<random>-delete a removed partition whose files are on their way out
+//! ```
+//!
+//! # Invariants
+//! 1. Offsets are dense: a batch starts where the one before it ended, within and across segments.
+//! 2. A sealed segment, its indexes and its directory entry are on disk before the next segment takes its first byte.
+//!    So only the last segment can be torn, and recovery looks at no other.
+//! 3. Under the default policy the high watermark never passes what `fdatasync` has confirmed, and acks and readers
+//!    never pass the high watermark. (`flush.messages` above 1 gives that up for its topic.)
+//! 4. A published length never covers bytes that are not written. Readers use positions below it only.
+//! 5. After a failed `fdatasync` the kernel may have dropped the pages: it is never tried again. The partition goes
+//!    offline, and what the disk really holds is found at the next start.
+//! 6. A producer's sequence state changes only after its batch was written.
+//! 7. A local segment goes only when the archive has it (or the topic has no archive), or when nobody may read it any
+//!    more.
+//!
+//! # Crash table
+//! | died here | then at the next start |
+//! |---|---|
+//! | during an append, or before its commit | the last segment is scanned; from the first bad batch on it is cut; nobody was told of what is lost |
+//! | after the commit, before the ack | the batch is there; the producer's retry is recognised by its sequence |
+//! | rolling: old segment synced, new one not yet in the directory | the old one is the last, is scanned and goes on |
+//! | rolling: new files exist, empty | the new one is the last, and empty |
+//! | writing a snapshot | its CRC fails; an older one, or the batch headers alone, give the same state |
+//! | closing: before the marker | as if it had been killed |
+//! | opening: marker removed, nothing written yet | a full scan of the last segments, which finds them whole |
+//! | trimming, between two files | the remaining segments are contiguous (oldest go first); index files without a log are removed |
+//! | removing: before the rename | the partition is still there |
+//! | removing: after the rename | the leftover folder is removed when the log opens |
+
+mod append;
+mod disk;
+mod error;
+mod flusher;
+mod hot_log;
+mod index;
+mod partition;
+mod producer_state;
+mod reading;
+mod recovery;
+mod retention;
+mod scan;
+mod sealed;
+mod segment;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub use append::Appended;
+pub use error::{AppendError, LogError};
+pub use hot_log::HotLog;
+pub use partition::Partition;
+pub use sealed::SealedSegment;

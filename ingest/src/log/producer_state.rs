@@ -1,0 +1,199 @@
+//! What a partition remembers of idempotent producers: per producer its epoch and its last five batches.
+//!
+//! | incoming batch | answer |
+//! |---|---|
+//! | no state for its producer | taken, whatever its sequence (KIP-360) |
+//! | lower epoch | INVALID_PRODUCER_EPOCH |
+//! | higher epoch | taken if its sequence is 0, else OUT_OF_ORDER_SEQUENCE_NUMBER |
+//! | first and last sequence equal one of the five | success with the offset it got then, nothing is written |
+//! | first sequence follows the last one (0 follows 2^31 - 1) | taken |
+//! | anything else | OUT_OF_ORDER_SEQUENCE_NUMBER |
+
+use std::collections::HashMap;
+
+use crate::model::{Offset, Timestamp};
+use crate::record::BatchHeader;
+
+/// Batches remembered per producer: as many as a client may have in flight.
+pub const BATCHES_PER_PRODUCER: usize = 5;
+/// Producers remembered per partition; past it the longest silent ones are forgotten.
+pub const PRODUCERS_MAX: usize = 100_000;
+/// Share of them that is forgotten at once, so that a full table is not searched for each new one.
+const FORGET_SHARE: usize = 16;
+
+/// A batch that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequencedBatch {
+    pub first_sequence: i32,
+    pub last_sequence: i32,
+    pub base_offset: Offset,
+    /// Its log append time; NONE where its topic kept the producer's times.
+    pub log_append_time: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Producer {
+    pub epoch: i16,
+    /// When its last batch came.
+    pub last_append: Timestamp,
+    /// Oldest first, 1 to [`BATCHES_PER_PRODUCER`].
+    pub batches: Vec<SequencedBatch>,
+}
+
+/// All producers of one partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProducerState {
+    pub(super) producers: HashMap<i64, Producer>,
+}
+
+/// Why a batch does not fit what its producer sent before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceError {
+    Epoch { current: i16 },
+    OutOfOrder { expected: i32 },
+}
+
+/// The sequence `n` places after `sequence`; 0 comes after `i32::MAX`.
+fn sequence_after(sequence: i32, n: i32) -> i32 {
+    let sum = i64::from(sequence) + i64::from(n);
+    i32::try_from(sum).unwrap_or_else(|_| i32::try_from(sum - (1 << 31)).unwrap_or(0))
+}
+
+impl ProducerState {
+    /// Looks a batch up: Some is the earlier write of a batch sent again.
+    pub fn check(&self, header: &BatchHeader) -> Result<Option<SequencedBatch>, SequenceError> {
+        let Some(known) = self.producers.get(&header.producer_id) else { return Ok(None) };
+        let first = header.base_sequence;
+        if header.producer_epoch < known.epoch {
+            return Err(SequenceError::Epoch { current: known.epoch });
+        }
+        if header.producer_epoch > known.epoch {
+            return if first == 0 { Ok(None) } else { Err(SequenceError::OutOfOrder { expected: 0 }) };
+        }
+        let last = sequence_after(first, header.last_offset_delta);
+        if let Some(same) = known.batches.iter().find(|b| (b.first_sequence, b.last_sequence) == (first, last)) {
+            return Ok(Some(*same));
+        }
+        let expected = known.batches.last().map_or(0, |batch| sequence_after(batch.last_sequence, 1));
+        if first == expected { Ok(None) } else { Err(SequenceError::OutOfOrder { expected }) }
+    }
+
+    /// Remembers a batch that was written; `header` carries its real base offset. Batches without a producer are
+    /// ignored.
+    pub fn record(&mut self, header: &BatchHeader, log_append_time: Timestamp, now: Timestamp) {
+        if header.producer_id < 0 {
+            return;
+        }
+        if self.producers.len() >= PRODUCERS_MAX && !self.producers.contains_key(&header.producer_id) {
+            self.forget_longest_silent();
+        }
+        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer {
+            epoch: header.producer_epoch,
+            last_append: now,
+            batches: Vec::with_capacity(BATCHES_PER_PRODUCER),
+        });
+        if producer.epoch != header.producer_epoch {
+            producer.epoch = header.producer_epoch;
+            producer.batches.clear();
+        }
+        if producer.batches.len() >= BATCHES_PER_PRODUCER {
+            producer.batches.remove(0);
+        }
+        producer.batches.push(SequencedBatch {
+            first_sequence: header.base_sequence,
+            last_sequence: sequence_after(header.base_sequence, header.last_offset_delta),
+            base_offset: header.base_offset,
+            log_append_time,
+        });
+        producer.last_append = now;
+    }
+
+    /// Forgets producers that were silent for `expiration_ms`.
+    pub fn expire(&mut self, now: Timestamp, expiration_ms: i64) {
+        self.producers.retain(|_, producer| now.0.saturating_sub(producer.last_append.0) < expiration_ms);
+    }
+
+    fn forget_longest_silent(&mut self) {
+        let mut times: Vec<_> = self.producers.values().map(|producer| producer.last_append).collect();
+        let cut = times.len() / FORGET_SHARE;
+        let (_, &mut newest_forgotten, _) = times.select_nth_unstable(cut);
+        let mut excess = cut + 1;
+        self.producers.retain(|_, producer| {
+            let goes = excess > 0 && producer.last_append <= newest_forgotten;
+            excess -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(id: i64, epoch: i16, sequence: i32, records: i32, base: i64) -> BatchHeader {
+        BatchHeader {
+            base_offset: Offset(base),
+            batch_length: 100,
+            leader_epoch: 0,
+            crc: 0,
+            attributes: 0,
+            last_offset_delta: records - 1,
+            base_timestamp: Timestamp(0),
+            max_timestamp: Timestamp(0),
+            producer_id: id,
+            producer_epoch: epoch,
+            base_sequence: sequence,
+            record_count: records,
+        }
+    }
+
+    #[test]
+    fn the_table_of_answers() {
+        let mut state = ProducerState::default();
+        assert_eq!(state.check(&header(7, 1, 42, 1, 0)), Ok(None), "unknown producers start anywhere");
+        for n in 0..6 {
+            let batch = header(7, 1, 42 + 2 * n, 2, 100 + 2 * i64::from(n));
+            assert_eq!(state.check(&batch), Ok(None));
+            state.record(&batch, Timestamp::NONE, Timestamp(0));
+        }
+        for n in 1..6 {
+            let again = state.check(&header(7, 1, 42 + 2 * n, 2, 0)).unwrap().unwrap();
+            assert_eq!(again.base_offset, Offset(100 + 2 * i64::from(n)));
+        }
+        let expected = 54;
+        for (sequence, records) in [(42, 2), (44, 1), (44, 3), (53, 2), (55, 1), (0, 1)] {
+            assert_eq!(state.check(&header(7, 1, sequence, records, 0)), Err(SequenceError::OutOfOrder { expected }));
+        }
+        assert_eq!(state.check(&header(7, 0, 54, 1, 0)), Err(SequenceError::Epoch { current: 1 }));
+        assert_eq!(state.check(&header(7, 2, 54, 1, 0)), Err(SequenceError::OutOfOrder { expected: 0 }));
+        assert_eq!(state.check(&header(7, 2, 0, 1, 0)), Ok(None));
+        state.record(&header(7, 2, 0, 1, 0), Timestamp::NONE, Timestamp(0));
+        assert_eq!(state.check(&header(7, 2, 54, 1, 0)), Err(SequenceError::OutOfOrder { expected: 1 }));
+        assert_eq!(state.check(&header(-1, -1, -1, 1, 0)), Ok(None));
+    }
+
+    #[test]
+    fn sequences_wrap_to_zero() {
+        let mut state = ProducerState::default();
+        let wrapping = header(1, 0, i32::MAX - 1, 3, 0);
+        state.record(&wrapping, Timestamp::NONE, Timestamp(0));
+        assert!(state.check(&wrapping).unwrap().is_some());
+        assert_eq!(state.check(&header(1, 0, 1, 1, 0)), Ok(None));
+        assert_eq!(state.check(&header(1, 0, 2, 1, 0)), Err(SequenceError::OutOfOrder { expected: 1 }));
+    }
+
+    #[test]
+    fn silent_producers_are_forgotten_first_by_time_then_by_number() {
+        let mut state = ProducerState::default();
+        for id in 0..PRODUCERS_MAX as i64 {
+            state.record(&header(id, 0, 0, 1, id), Timestamp::NONE, Timestamp(id));
+        }
+        state.record(&header(-1, -1, -1, 1, 0), Timestamp::NONE, Timestamp(0));
+        assert_eq!(state.producers.len(), PRODUCERS_MAX);
+        state.record(&header(i64::MAX, 0, 0, 1, 0), Timestamp::NONE, Timestamp(i64::MAX));
+        assert_eq!(state.producers.len(), PRODUCERS_MAX - PRODUCERS_MAX / FORGET_SHARE);
+        assert!(!state.producers.contains_key(&0) && state.producers.contains_key(&i64::MAX));
+        state.expire(Timestamp(PRODUCERS_MAX as i64), 10);
+        assert_eq!(state.producers.len(), 10);
+    }
+}

@@ -1,0 +1,244 @@
+//! Reading local segments: sparse index, a short walk over headers, then whole batches with one positioned read per
+//! chunk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::{IoContext, LogError};
+use super::partition::Partition;
+use super::scan::Placed;
+use super::segment::{LogFile, Segment};
+use crate::model::{Offset, Timestamp};
+use crate::read::{BatchRun, ReadError, ReadRange, TimestampedOffset};
+use crate::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
+
+/// Ends the walk over a batch: with the record that was looked for, or because the batch cannot be read.
+enum Stop {
+    Found(TimestampedOffset),
+    Undecodable,
+}
+
+impl From<BatchError> for Stop {
+    fn from(_: BatchError) -> Self {
+        Self::Undecodable
+    }
+}
+
+impl Partition {
+    /// Local batches. `BelowLocalStart` where the range starts below the local copy (also if it went just now).
+    /// Blocking.
+    pub fn read(&self, range: &ReadRange) -> Result<BatchRun, ReadError> {
+        let (log_start, log_end) = (self.log_start_offset(), self.log_end_offset());
+        if range.from < log_start || range.from > log_end {
+            let partition = self.topic_partition.clone();
+            return Err(ReadError::OutOfRange { partition, offset: range.from, log_start, log_end });
+        }
+        self.check_local(range.from)?;
+        self.read_local(range, range.until.min(log_end)).map_err(|source| {
+            // A segment that cannot be opened any more has gone since; then the local start says so.
+            match self.check_local(range.from) {
+                Err(gone) if source.is_not_found() => gone,
+                _ if self.is_closed() => self.hot(LogError::Closed(self.topic_partition.clone())),
+                _ => self.hot(source),
+            }
+        })
+    }
+
+    /// First local record at or after `timestamp` below the high watermark, record-exact (opens compressed batches).
+    /// Blocking.
+    pub fn offset_for_timestamp(&self, timestamp: Timestamp) -> Result<Option<TimestampedOffset>, ReadError> {
+        let (from, until) = (self.first_readable(), self.high_watermark());
+        for segment in self.segments_at(from) {
+            if segment.max_timestamp() < timestamp {
+                continue;
+            }
+            match first_at_or_after(&segment, timestamp, from, until) {
+                Ok(None) => {}
+                Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => {}
+                found => return found.map_err(|source| self.hot(source)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record with the largest timestamp below the high watermark, of the local ones; the first of several equal
+    /// ones. Blocking.
+    pub fn max_timestamp(&self) -> Result<Option<TimestampedOffset>, ReadError> {
+        let (from, until) = (self.first_readable(), self.high_watermark());
+        let mut best: Option<(Timestamp, Arc<Segment>)> = None;
+        for segment in self.segments_at(from) {
+            let largest = match largest_between(&segment, from, until) {
+                Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => None,
+                largest => largest.map_err(|source| self.hot(source))?,
+            };
+            if let Some(largest) = largest
+                && best.as_ref().is_none_or(|(timestamp, _)| largest > *timestamp)
+            {
+                best = Some((largest, segment));
+            }
+        }
+        let Some((timestamp, segment)) = best else { return Ok(None) };
+        first_at_or_after(&segment, timestamp, from, until).map_err(|source| self.hot(source))
+    }
+
+    fn check_local(&self, offset: Offset) -> Result<(), ReadError> {
+        let local_start = self.local_start_offset();
+        if offset < local_start {
+            return Err(ReadError::BelowLocalStart { partition: self.topic_partition.clone(), offset, local_start });
+        }
+        Ok(())
+    }
+
+    fn hot(&self, source: LogError) -> ReadError {
+        ReadError::Hot { partition: self.topic_partition.clone(), source }
+    }
+
+    fn first_readable(&self) -> Offset {
+        self.local_start_offset().max(self.log_start_offset())
+    }
+
+    /// The segment that holds `offset`, and those after it.
+    fn segments_at(&self, offset: Offset) -> Vec<Arc<Segment>> {
+        let segments = self.segments.read();
+        let first = segments.partition_point(|segment| segment.base <= offset).saturating_sub(1);
+        segments.get(first..).unwrap_or_default().to_vec()
+    }
+
+    fn segment_at(&self, offset: Offset) -> Option<Arc<Segment>> {
+        let segments = self.segments.read();
+        let index = segments.partition_point(|segment| segment.base <= offset).checked_sub(1)?;
+        segments.get(index).cloned()
+    }
+
+    fn read_local(&self, range: &ReadRange, until: Offset) -> Result<BatchRun, LogError> {
+        let mut run = BatchRun::default();
+        let mut left = range.max_bytes;
+        let mut next = range.from;
+        while next < until {
+            let Some(segment) = self.segment_at(next) else { break };
+            let log = segment.log()?;
+            let Some(first) = segment.find(&log, next)? else { break };
+            let must_have_one = range.at_least_one && run.chunks.is_empty();
+            let Some(chunk) = read_chunk(&segment, &log, first, until, left, must_have_one)? else { break };
+            left = left.saturating_sub(chunk.bytes.len());
+            next = chunk.next;
+            run.chunks.push(chunk.bytes);
+            if next < segment.end() {
+                break; // the size was reached within the segment
+            }
+        }
+        Ok(run)
+    }
+}
+
+/// Whole batches of one segment.
+struct Chunk {
+    bytes: Bytes,
+    /// The offset after them.
+    next: Offset,
+}
+
+/// Batches from `first` on that start below `until` and fit `max_bytes`; None if not even the first does.
+fn read_chunk(
+    segment: &Segment,
+    log: &LogFile,
+    first: Placed,
+    until: Offset,
+    max_bytes: usize,
+    must_have_one: bool,
+) -> Result<Option<Chunk>, LogError> {
+    let first_size = first.header.size_bytes();
+    let budget = if must_have_one { max_bytes.max(first_size) } else { max_bytes };
+    let available = usize::try_from(segment.size_bytes().saturating_sub(first.position)).unwrap_or(usize::MAX);
+    if budget < first_size || available < first_size || first.header.base_offset >= until {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; budget.min(available)];
+    log.read_exact_at(&mut bytes, first.position).on("read", &segment.path())?;
+    let mut end = 0;
+    let mut next = first.header.base_offset;
+    while let Some(rest) = bytes.get(end..).filter(|rest| !rest.is_empty()) {
+        let header = match BatchHeader::read(rest) {
+            Ok(header) if header.base_offset < until && header.size_bytes() <= rest.len() => header,
+            Ok(_) | Err(BatchError::Truncated { .. }) => break,
+            Err(source) => {
+                let position = first.position + end as u64;
+                return Err(LogError::Damaged { path: segment.path(), position, source });
+            }
+        };
+        end += header.size_bytes();
+        next = header.next_offset();
+    }
+    bytes.truncate(end);
+    Ok(Some(Chunk { bytes: Bytes::from(bytes), next }))
+}
+
+/// The first record of the segment in `from..until` with a timestamp at or after `timestamp`.
+fn first_at_or_after(
+    segment: &Segment,
+    timestamp: Timestamp,
+    from: Offset,
+    until: Offset,
+) -> Result<Option<TimestampedOffset>, LogError> {
+    let log = segment.log()?;
+    let mut decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
+    let mut from = from;
+    while let Some(placed) = segment.find_by_time(&log, timestamp, from)? {
+        if placed.header.base_offset >= until {
+            return Ok(None);
+        }
+        let wanted = |record: &Record<'_>| record.timestamp >= timestamp && record.offset >= from;
+        if let Some(found) = first_record(segment, &log, placed, &mut decoder, wanted)? {
+            return Ok(Some(found));
+        }
+        // Its header promised more than its records hold.
+        from = placed.header.next_offset();
+    }
+    Ok(None)
+}
+
+/// The first record of a batch that is `wanted`. A batch that cannot be decoded answers with its start.
+fn first_record(
+    segment: &Segment,
+    log: &LogFile,
+    placed: Placed,
+    decoder: &mut BatchDecoder,
+    wanted: impl Fn(&Record<'_>) -> bool,
+) -> Result<Option<TimestampedOffset>, LogError> {
+    let Placed { header, position } = placed;
+    let mut batch = vec![0; header.size_bytes()];
+    log.read_exact_at(&mut batch, position).on("read", &segment.path())?;
+    let stopped = decoder.for_each(&batch, |record| {
+        if wanted(&record) {
+            return Err(Stop::Found(TimestampedOffset { offset: record.offset, timestamp: record.timestamp }));
+        }
+        Ok(())
+    });
+    Ok(match stopped {
+        Ok(()) => None,
+        Err(Stop::Found(found)) => Some(found),
+        Err(Stop::Undecodable) => {
+            Some(TimestampedOffset { offset: header.base_offset, timestamp: header.max_timestamp })
+        }
+    })
+}
+
+/// Largest timestamp of the segment's batches within `from..until`; None where there are no batches.
+fn largest_between(segment: &Segment, from: Offset, until: Offset) -> Result<Option<Timestamp>, LogError> {
+    if segment.size_bytes() == 0 || segment.base >= until {
+        return Ok(None);
+    }
+    if from <= segment.base && segment.end() <= until {
+        return Ok(Some(segment.max_timestamp()));
+    }
+    let log = segment.log()?;
+    let mut largest = None;
+    segment.first_from(&log, 0, |header| {
+        if header.base_offset < until && header.last_offset() >= from {
+            largest = largest.max(Some(header.max_timestamp));
+        }
+        header.base_offset >= until
+    })?;
+    Ok(largest)
+}

@@ -1,0 +1,111 @@
+//! Which local segments may go. Pure: deciding is here, deleting is elsewhere.
+
+use thermocline_config::TopicConfig;
+
+use crate::model::Offset;
+
+/// A sealed segment, as far as retention cares.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Exclusive.
+    pub end: Offset,
+    pub size_bytes: u64,
+    /// Since its newest record.
+    pub age_ms: i64,
+}
+
+/// How far deletion may go.
+#[derive(Clone, Copy, Debug)]
+pub struct Horizon {
+    pub high_watermark: Offset,
+    pub log_start: Offset,
+    pub archived_through: Offset,
+}
+
+/// How many of the `sealed` segments, oldest first, may go now. `local_bytes` is the size of the local log, active
+/// segment included.
+pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &TopicConfig) -> usize {
+    let (age_max_ms, bytes_max) = if config.remote_storage_enable {
+        (config.local_retention_ms, config.local_retention_bytes)
+    } else {
+        (config.retention_ms, config.retention_bytes)
+    };
+    // Readers of the expired part are sent to the archive, if there is one: it must have it.
+    let expired_through = horizon
+        .high_watermark // not decided yet above it
+        .min(if config.remote_storage_enable { horizon.archived_through } else { horizon.high_watermark });
+    // Below the log start nobody may read, archived or not.
+    let unreadable_through = horizon.high_watermark.min(horizon.log_start);
+
+    let mut left = local_bytes;
+    for (count, segment) in sealed.iter().enumerate() {
+        left = left.saturating_sub(segment.size_bytes);
+        let too_old = age_max_ms.is_some_and(|limit| segment.age_ms > limit);
+        let too_much = bytes_max.is_some_and(|limit| left >= limit);
+        let expired = (too_old || too_much) && segment.end <= expired_through;
+        if !expired && segment.end > unreadable_through {
+            return count;
+        }
+    }
+    sealed.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::tests::topic_config;
+
+    fn held(ages: &[i64]) -> Vec<Held> {
+        (1..).zip(ages).map(|(n, &age_ms)| Held { end: Offset(10 * n), size_bytes: 100, age_ms }).collect()
+    }
+
+    fn horizon(archived: i64) -> Horizon {
+        Horizon { high_watermark: Offset(1000), log_start: Offset::ZERO, archived_through: Offset(archived) }
+    }
+
+    #[test]
+    fn the_archive_is_the_horizon() {
+        let config = TopicConfig { local_retention_ms: Some(50), ..topic_config() };
+        let sealed = held(&[300, 200, 100, 40]);
+        assert_eq!(droppable(&sealed, 500, horizon(1000), &config), 3, "the fourth is too young");
+        assert_eq!(droppable(&sealed, 500, horizon(20), &config), 2, "the third is not archived");
+        assert_eq!(droppable(&sealed, 500, horizon(19), &config), 1, "half archived is not archived");
+        let unlimited = TopicConfig { local_retention_ms: None, retention_ms: Some(1), ..topic_config() };
+        assert_eq!(droppable(&sealed, 500, horizon(1000), &unlimited), 0);
+        let mut early = horizon(1000);
+        early.high_watermark = Offset(10);
+        assert_eq!(droppable(&sealed, 500, early, &config), 1, "not above the high watermark");
+    }
+
+    #[test]
+    fn size_counts_what_is_left() {
+        let config = TopicConfig { local_retention_bytes: Some(250), local_retention_ms: None, ..topic_config() };
+        assert_eq!(droppable(&held(&[0; 4]), 450, horizon(1000), &config), 2);
+        assert_eq!(droppable(&held(&[0; 4]), 450, horizon(10), &config), 1);
+    }
+
+    #[test]
+    fn without_an_archive_the_whole_retention_counts() {
+        let config = TopicConfig {
+            remote_storage_enable: false,
+            retention_ms: Some(150),
+            local_retention_ms: Some(1),
+            ..topic_config()
+        };
+        assert_eq!(droppable(&held(&[300, 200, 100, 40]), 500, horizon(0), &config), 2);
+    }
+
+    #[test]
+    fn the_oldest_that_must_stay_holds_the_rest() {
+        let config = TopicConfig { local_retention_ms: Some(50), ..topic_config() };
+        assert_eq!(droppable(&held(&[300, 10, 300]), 500, horizon(1000), &config), 1);
+    }
+
+    #[test]
+    fn what_nobody_may_read_goes_without_an_archive_copy() {
+        let mut horizon = horizon(0);
+        horizon.log_start = Offset(25);
+        let config = TopicConfig { local_retention_ms: None, ..topic_config() };
+        assert_eq!(droppable(&held(&[0; 4]), 500, horizon, &config), 2);
+    }
+}

@@ -1,0 +1,284 @@
+//! One segment: a log file and its two sparse indexes.
+//!
+//! Only the active segment keeps its files open; a sealed one is opened for each read, so that a broker with a long
+//! local history does not run out of descriptors. A reader that has a file open keeps reading it after it was deleted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use super::error::{IoContext, LogError};
+use super::index::{IndexFile, OffsetEntry, TimeEntry};
+use super::scan::{Placed, ScanError, Scanner};
+use crate::model::{Offset, Timestamp};
+use crate::record::BatchHeader;
+
+pub const LOG: &str = "log";
+pub const INDEX: &str = "index";
+pub const TIMEINDEX: &str = "timeindex";
+
+/// Positions and relative offsets must fit Kafka's signed 32 bits.
+pub const POSITION_MAX: u64 = i32::MAX as u64;
+
+/// `<dir>/<offset, 20 digits>.<extension>`.
+pub fn file_path(dir: &Path, offset: Offset, extension: &str) -> PathBuf {
+    dir.join(format!("{:020}.{extension}", offset.0))
+}
+
+/// The offset in a file name that [`file_path`] made.
+pub fn offset_of(path: &Path, extension: &str) -> Option<Offset> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
+    (stem.len() == 20 && stem.bytes().all(|b| b.is_ascii_digit())).then(|| stem.parse().ok().map(Offset))?
+}
+
+/// Makes created, renamed and removed files of `dir` durable.
+pub fn sync_dir(dir: &Path) -> Result<(), LogError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).on("sync the folder", dir)
+}
+
+/// The log file of a segment, by position only.
+#[derive(Debug)]
+pub struct LogFile {
+    file: File,
+    #[cfg(test)]
+    pub faults: Faults,
+}
+
+/// Faults that a test may inject.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub struct Faults {
+    pub write: std::sync::atomic::AtomicBool,
+    pub truncate: std::sync::atomic::AtomicBool,
+    pub sync: std::sync::atomic::AtomicBool,
+}
+
+impl LogFile {
+    fn new(file: File) -> Self {
+        Self {
+            file,
+            #[cfg(test)]
+            faults: Faults::default(),
+        }
+    }
+    pub fn read_exact_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, position)
+    }
+    pub fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.faults.write.load(Ordering::Relaxed) {
+            self.file.write_all_at(&bytes[..bytes.len() / 2], position)?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.file.write_all_at(bytes, position)
+    }
+    pub fn truncate(&self, len: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.faults.truncate.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.file.set_len(len)
+    }
+    pub fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.faults.sync.load(Ordering::Relaxed) {
+            return Err(io::Error::other("injected"));
+        }
+        self.file.sync_data()
+    }
+    pub fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+}
+
+/// The open files of a segment.
+#[derive(Clone, Debug)]
+pub struct SegmentFiles {
+    pub log: Arc<LogFile>,
+    pub index: Arc<IndexFile<OffsetEntry>>,
+    pub times: Arc<IndexFile<TimeEntry>>,
+}
+
+impl SegmentFiles {
+    /// Opens the files for writing, missing ones are created empty.
+    pub fn open(dir: &Path, base: Offset) -> Result<Self, LogError> {
+        let path = file_path(dir, base, LOG);
+        let log =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).on("open", &path)?;
+        let path = file_path(dir, base, INDEX);
+        let index = IndexFile::open_writable(&path).on("open", &path)?;
+        let path = file_path(dir, base, TIMEINDEX);
+        let times = IndexFile::open_writable(&path).on("open", &path)?;
+        Ok(Self { log: Arc::new(LogFile::new(log)), index: Arc::new(index), times: Arc::new(times) })
+    }
+
+    pub fn sync_indexes(&self) -> io::Result<()> {
+        self.index.sync()?;
+        self.times.sync()
+    }
+}
+
+/// What readers see of a segment.
+#[derive(Debug)]
+pub struct Segment {
+    dir: Arc<Path>,
+    pub base: Offset,
+    /// Exclusive.
+    end: AtomicI64,
+    size_bytes: AtomicU64,
+    max_timestamp: AtomicI64,
+    /// When it was sealed, or found sealed at start; what age means for records without a timestamp.
+    sealed_at: AtomicI64,
+    /// Open files while it is active.
+    active: RwLock<Option<SegmentFiles>>,
+}
+
+impl Segment {
+    /// `files` for the active segment, None for a sealed one.
+    pub fn new(dir: Arc<Path>, base: Offset, files: Option<SegmentFiles>) -> Self {
+        Self {
+            dir,
+            base,
+            end: AtomicI64::new(base.0),
+            size_bytes: AtomicU64::new(0),
+            max_timestamp: AtomicI64::new(Timestamp::NONE.0),
+            sealed_at: AtomicI64::new(Timestamp::NONE.0),
+            active: RwLock::new(files),
+        }
+    }
+
+    pub fn end(&self) -> Offset {
+        Offset(self.end.load(Ordering::Acquire))
+    }
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+    /// Largest timestamp in it; NONE where it has none.
+    pub fn max_timestamp(&self) -> Timestamp {
+        Timestamp(self.max_timestamp.load(Ordering::Acquire))
+    }
+    pub fn path(&self) -> PathBuf {
+        file_path(&self.dir, self.base, LOG)
+    }
+
+    /// Lets readers see what was written. `size_bytes` goes last: who sees it sees the rest.
+    pub fn publish(&self, size_bytes: u64, end: Offset, max_timestamp: Timestamp) {
+        self.max_timestamp.store(max_timestamp.0, Ordering::Release);
+        self.end.store(end.0, Ordering::Release);
+        self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    /// From now on it is only read.
+    pub fn seal(&self, now: Timestamp) {
+        self.sealed_at.store(now.0, Ordering::Release);
+        *self.active.write() = None;
+    }
+
+    /// Time since its newest record, or since it was sealed where its records carry no time.
+    pub fn age_ms(&self, now: Timestamp) -> i64 {
+        let newest = match self.max_timestamp() {
+            Timestamp(..0) => self.sealed_at.load(Ordering::Acquire),
+            Timestamp(timestamp) => timestamp,
+        };
+        now.0.saturating_sub(newest)
+    }
+
+    /// The log file, open.
+    pub fn log(&self) -> Result<Arc<LogFile>, LogError> {
+        if let Some(files) = &*self.active.read() {
+            return Ok(files.log.clone());
+        }
+        let path = self.path();
+        Ok(Arc::new(LogFile::new(File::open(&path).on("open", &path)?)))
+    }
+
+    /// Header and place of the batch that holds `offset`, or of the first one after it. None beyond the end.
+    pub fn find(&self, log: &LogFile, offset: Offset) -> Result<Option<Placed>, LogError> {
+        self.first_from(log, self.position_below(offset)?, |header| header.last_offset() >= offset)
+    }
+
+    /// The first batch whose largest timestamp is at or after `timestamp` and that lies wholly at or above `from`, or
+    /// holds it.
+    pub fn find_by_time(&self, log: &LogFile, timestamp: Timestamp, from: Offset) -> Result<Option<Placed>, LogError> {
+        // Nothing up to the entry's offset reaches the timestamp.
+        let entry = self.with_times(|times| times.last_where(|entry| entry.timestamp < timestamp.0))?;
+        let above = entry.map_or(self.base, |entry| self.base.plus(i64::from(entry.offset)));
+        let position = self.position_below(above.max(from))?;
+        self.first_from(log, position, |header| header.max_timestamp >= timestamp && header.last_offset() >= from)
+    }
+
+    /// The first batch at or after `position` that `wanted` accepts.
+    pub fn first_from(
+        &self,
+        log: &LogFile,
+        position: u64,
+        mut wanted: impl FnMut(&BatchHeader) -> bool,
+    ) -> Result<Option<Placed>, LogError> {
+        let mut scanner = Scanner::headers(log, position, self.size_bytes());
+        while let Some(placed) = scanner.next().map_err(|error| self.scan_error(error))? {
+            if wanted(&placed.header) {
+                return Ok(Some(placed));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A place from which a walk meets the batch that holds `offset`.
+    fn position_below(&self, offset: Offset) -> Result<u64, LogError> {
+        let relative = self.base.distance_to(offset);
+        let size = self.size_bytes();
+        let below = |entry: &OffsetEntry| u64::from(entry.offset) <= relative && u64::from(entry.position) < size;
+        let found = match &*self.active.read() {
+            Some(files) => files.index.last_where(below),
+            None => IndexFile::open(&file_path(&self.dir, self.base, INDEX)).and_then(|index| index.last_where(below)),
+        };
+        let entry = found.on("read", &file_path(&self.dir, self.base, INDEX))?;
+        Ok(entry.map_or(0, |entry| u64::from(entry.position)))
+    }
+
+    fn with_times<T>(&self, read: impl Fn(&IndexFile<TimeEntry>) -> io::Result<T>) -> Result<T, LogError> {
+        let path = file_path(&self.dir, self.base, TIMEINDEX);
+        match &*self.active.read() {
+            Some(files) => read(&files.times),
+            None => IndexFile::open(&path).and_then(|times| read(&times)),
+        }
+        .on("read", &path)
+    }
+
+    /// Names the file in a scan's error.
+    pub fn scan_error(&self, error: ScanError) -> LogError {
+        let path = self.path();
+        match error {
+            ScanError::Io(source) => LogError::Io { action: "read", path, source },
+            ScanError::Batch { position, source } => LogError::Damaged { path, position, source },
+            ScanError::Misplaced { position, found, expected } => {
+                LogError::Misplaced { path, position, found, expected }
+            }
+        }
+    }
+
+    /// Deletes the files; the log goes first, so that what a crash leaves behind is recognised.
+    pub fn delete(&self) -> Result<(), LogError> {
+        delete_files(&self.dir, self.base)
+    }
+}
+
+/// Deletes the files of the segment at `base`; missing ones are fine.
+pub fn delete_files(dir: &Path, base: Offset) -> Result<(), LogError> {
+    for extension in [LOG, INDEX, TIMEINDEX] {
+        remove_if_there(&file_path(dir, base, extension))?;
+    }
+    Ok(())
+}
+
+pub fn remove_if_there(path: &Path) -> Result<(), LogError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("delete", path),
+        _ => Ok(()),
+    }
+}

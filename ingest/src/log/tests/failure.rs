@@ -1,0 +1,89 @@
+//! A disk that fails. Must be survived: a failed write, a full disk, a sync that fails once and then pretends to work.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+#[test]
+fn a_failed_write_leaves_no_trace() {
+    let fixture = Fixture::new(topic_config());
+    let run = fixture.open();
+    run.append(&numbered(2, 1));
+    let log = run.partition.writer.lock().files.log.clone();
+    log.faults.write.store(true, Ordering::Relaxed);
+    let batch = with_producer(numbered(2, 2), 9, 0, 0);
+    assert!(matches!(run.partition.append(&batch), Err(AppendError::Storage { .. })));
+    assert_eq!(log.len().unwrap(), run.partition.hot_bytes());
+    log.faults.write.store(false, Ordering::Relaxed);
+    assert_eq!(
+        run.append(&batch),
+        Appended { base_offset: Offset(2), last_offset: Offset(3), log_append_time: Timestamp::NONE, duplicate: false }
+    );
+    assert_eq!(run.metrics.log_failures.get(), 0);
+    drop(run);
+    assert_eq!(fixture.open().values(0).len(), 4);
+}
+
+#[test]
+fn a_write_that_cannot_be_taken_back_ends_the_partition() {
+    let fixture = Fixture::new(topic_config());
+    let run = fixture.open();
+    run.append(&numbered(2, 1));
+    let log = run.partition.writer.lock().files.log.clone();
+    log.faults.write.store(true, Ordering::Relaxed);
+    log.faults.truncate.store(true, Ordering::Relaxed);
+    assert!(matches!(run.partition.append(&numbered(2, 2)), Err(AppendError::Offline { .. })));
+    log.faults.write.store(false, Ordering::Relaxed);
+    assert!(matches!(run.partition.append(&numbered(2, 2)), Err(AppendError::Offline { .. })));
+    drop(run);
+    assert_eq!(fixture.open().values(0).len(), 2);
+}
+
+#[test]
+fn a_failed_sync_acks_nothing_and_is_not_tried_again() {
+    let fixture = Fixture::new(topic_config());
+    let run = fixture.open();
+    run.append(&numbered(2, 1));
+    let log = run.partition.writer.lock().files.log.clone();
+    log.faults.sync.store(true, Ordering::Relaxed);
+    // Two at once: both are told.
+    let ends = [(); 2].map(|()| run.partition.append(&numbered(2, 2)));
+    for appended in ends.into_iter().flatten() {
+        assert!(matches!(run.committed(appended.last_offset.next()), Err(AppendError::Offline { .. })));
+    }
+    log.faults.sync.store(false, Ordering::Relaxed);
+    assert!(matches!(run.partition.append(&numbered(2, 2)), Err(AppendError::Offline { .. })));
+    assert!(matches!(run.partition.seal(), Err(LogError::Offline { .. })));
+    run.log.maintain();
+    assert_eq!(run.partition.high_watermark(), Offset(2));
+    assert!(run.committed(Offset(2)).is_ok(), "what was committed before stays committed");
+    assert_eq!(run.values(0).len(), 2, "and readable");
+    assert_eq!(run.metrics.log_failures.get(), 1);
+    assert!(matches!(run.log.close(), Err(LogError::Offline { .. })));
+    assert!(!fixture.dir.path().join(".clean_shutdown").exists());
+    drop(run);
+    assert!(fixture.open().partition.high_watermark() >= Offset(2));
+}
+
+#[test]
+fn a_sync_that_fails_while_sealing_ends_the_partition() {
+    let fixture = Fixture::new(topic_config());
+    let run = fixture.open();
+    run.append(&numbered(2, 1));
+    run.partition.writer.lock().files.log.faults.sync.store(true, Ordering::Relaxed);
+    assert!(run.partition.seal().is_err());
+    assert!(matches!(run.partition.append(&numbered(2, 2)), Err(AppendError::Offline { .. })));
+    assert_eq!(fixture.bases(), [0]);
+}
+
+#[test]
+fn below_the_disk_reserve_appends_are_refused_with_a_reason() {
+    let mut fixture = Fixture::new(topic_config());
+    fixture.disk_reserve = u64::MAX;
+    let run = fixture.open();
+    let error = run.partition.append(&numbered(1, 1)).unwrap_err();
+    assert!(matches!(error, AppendError::DiskReserve { .. }), "{error}");
+    drop(run);
+    fixture.disk_reserve = 0;
+    assert_eq!(fixture.open().append(&numbered(1, 1)).base_offset, Offset(0));
+}

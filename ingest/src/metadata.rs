@@ -1,0 +1,229 @@
+//! Durable facts about the broker and its topics: who we are, which topics exist, where their logs start, which
+//! producer ids were handed out.
+//!
+//! One embedded database (`<data dir>/metadata.redb`), one transaction per change, durable when the call returns.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `broker` | name of the fact | text |
+//! | `topics` | topic name | JSON of [`TopicRecord`] |
+//! | `log_starts` | `<topic id>/<partition>` | offset |
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::{Offset, PartitionId, TopicId, TopicName};
+
+const BROKER: TableDefinition<&str, &str> = TableDefinition::new("broker");
+const TOPICS: TableDefinition<&str, &str> = TableDefinition::new("topics");
+const LOG_STARTS: TableDefinition<&str, i64> = TableDefinition::new("log_starts");
+
+const CLUSTER_ID: &str = "cluster_id";
+const NEXT_PRODUCER_ID: &str = "next_producer_id";
+const BROKER_EPOCH: &str = "broker_epoch";
+
+/// Memory the database may use for its pages.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// A topic as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicRecord {
+    pub name: TopicName,
+    pub id: TopicId,
+    pub partitions: i32,
+    pub overrides: BTreeMap<String, String>,
+    /// Set before a topic's files go and cleared with the record, so that a crash in between is finished at start.
+    #[serde(default)]
+    pub deleting: bool,
+}
+
+/// Why the metadata could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    #[error("metadata store {path}")]
+    Store {
+        path: PathBuf,
+        #[source]
+        source: Box<redb::Error>,
+    },
+    #[error("metadata store {path}: {what} {value:?} cannot be read; restore the file from a backup")]
+    Corrupt { path: PathBuf, what: &'static str, value: String },
+}
+
+/// The embedded store.
+pub struct MetadataStore {
+    database: Database,
+    path: PathBuf,
+}
+
+impl MetadataStore {
+    /// Opens or creates the store.
+    pub fn open(path: &Path) -> Result<Self, MetadataError> {
+        let failed = |source| MetadataError::Store { path: path.to_owned(), source: Box::new(source) };
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|e| failed(e.into()))?;
+        let store = Self { database, path: path.to_owned() };
+        store.write(|transaction| {
+            transaction.open_table(BROKER)?;
+            transaction.open_table(TOPICS)?;
+            transaction.open_table(LOG_STARTS)?;
+            Ok(())
+        })?;
+        Ok(store)
+    }
+
+    /// The identity of this cluster, made on first use.
+    pub fn cluster_id(&self) -> Result<String, MetadataError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(BROKER)?;
+            if let Some(id) = table.get(CLUSTER_ID)? {
+                return Ok(id.value().to_owned());
+            }
+            let id = Uuid::new_v4().simple().to_string();
+            table.insert(CLUSTER_ID, id.as_str())?;
+            Ok(id)
+        })
+    }
+
+    /// Raises and returns the epoch of this start of the broker; it fences manifest commits of earlier starts.
+    pub fn next_broker_epoch(&self) -> Result<u64, MetadataError> {
+        Ok(self.add_to_counter(BROKER_EPOCH, 1)? + 1)
+    }
+
+    /// Reserves `count` producer ids that were never handed out before and returns the first.
+    pub fn reserve_producer_ids(&self, count: u64) -> Result<u64, MetadataError> {
+        self.add_to_counter(NEXT_PRODUCER_ID, count)
+    }
+
+    pub fn topics(&self) -> Result<Vec<TopicRecord>, MetadataError> {
+        let rows = self.read(|transaction| {
+            let mut rows = Vec::new();
+            for row in transaction.open_table(TOPICS)?.iter()? {
+                rows.push(row?.1.value().to_owned());
+            }
+            Ok(rows)
+        })?;
+        rows.iter().map(|json| serde_json::from_str(json).map_err(|_| self.corrupt("topic", json))).collect()
+    }
+
+    /// Stores or replaces a topic.
+    pub fn put_topic(&self, topic: &TopicRecord) -> Result<(), MetadataError> {
+        let json = serde_json::to_string(topic).map_err(|_| self.corrupt("topic", topic.name.as_str()))?;
+        self.write(|transaction| {
+            transaction.open_table(TOPICS)?.insert(topic.name.as_str(), json.as_str())?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a topic and its log starts.
+    pub fn remove_topic(&self, topic: &TopicRecord) -> Result<(), MetadataError> {
+        self.write(|transaction| {
+            transaction.open_table(TOPICS)?.remove(topic.name.as_str())?;
+            let mut starts = transaction.open_table(LOG_STARTS)?;
+            for partition in 0..topic.partitions {
+                starts.remove(log_start_key(topic.id, PartitionId(partition)).as_str())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The smallest readable offset of a partition; zero until it was ever raised.
+    pub fn log_start(&self, topic: TopicId, partition: PartitionId) -> Result<Offset, MetadataError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(LOG_STARTS)?;
+            let start = table.get(log_start_key(topic, partition).as_str())?;
+            Ok(start.map_or(Offset::ZERO, |offset| Offset(offset.value())))
+        })
+    }
+
+    pub fn set_log_start(&self, topic: TopicId, partition: PartitionId, start: Offset) -> Result<(), MetadataError> {
+        self.write(|transaction| {
+            transaction.open_table(LOG_STARTS)?.insert(log_start_key(topic, partition).as_str(), start.0)?;
+            Ok(())
+        })
+    }
+
+    /// Adds to a counter that starts at zero and returns its value before.
+    fn add_to_counter(&self, name: &str, count: u64) -> Result<u64, MetadataError> {
+        let text = self
+            .read(|transaction| Ok(transaction.open_table(BROKER)?.get(name)?.map(|value| value.value().to_owned())))?;
+        let before = match &text {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| self.corrupt("counter", text))?,
+        };
+        self.write(|transaction| {
+            transaction.open_table(BROKER)?.insert(name, (before + count).to_string().as_str())?;
+            Ok(before)
+        })
+    }
+
+    fn read<T>(&self, body: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, MetadataError> {
+        let run = || body(&self.database.begin_read()?);
+        run().map_err(|source| self.failed(source))
+    }
+
+    fn write<T>(
+        &self,
+        body: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, MetadataError> {
+        let run = || {
+            let transaction = self.database.begin_write()?;
+            let value = body(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: redb::Error) -> MetadataError {
+        MetadataError::Store { path: self.path.clone(), source: Box::new(source) }
+    }
+
+    fn corrupt(&self, what: &'static str, value: &str) -> MetadataError {
+        MetadataError::Corrupt { path: self.path.clone(), what, value: value.to_owned() }
+    }
+}
+
+fn log_start_key(topic: TopicId, partition: PartitionId) -> String {
+    format!("{topic}/{partition}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_survive_reopening() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("metadata.redb");
+        let topic = TopicRecord {
+            name: TopicName::new("orders")?,
+            id: TopicId::random(),
+            partitions: 2,
+            overrides: BTreeMap::from([("segment.bytes".to_owned(), "1048576".to_owned())]),
+            deleting: false,
+        };
+        let store = MetadataStore::open(&path)?;
+        let cluster_id = store.cluster_id()?;
+        assert_eq!(store.next_broker_epoch()?, 1);
+        assert_eq!(store.reserve_producer_ids(1000)?, 0);
+        store.put_topic(&topic)?;
+        store.set_log_start(topic.id, PartitionId(1), Offset(42))?;
+        drop(store);
+
+        let store = MetadataStore::open(&path)?;
+        assert_eq!(store.cluster_id()?, cluster_id);
+        assert_eq!(store.next_broker_epoch()?, 2);
+        assert_eq!(store.reserve_producer_ids(1)?, 1000);
+        assert_eq!(store.topics()?, vec![topic.clone()]);
+        assert_eq!(store.log_start(topic.id, PartitionId(0))?, Offset::ZERO);
+        assert_eq!(store.log_start(topic.id, PartitionId(1))?, Offset(42));
+        store.remove_topic(&topic)?;
+        assert!(store.topics()?.is_empty());
+        assert_eq!(store.log_start(topic.id, PartitionId(1))?, Offset::ZERO);
+        Ok(())
+    }
+}

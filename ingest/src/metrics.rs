@@ -1,0 +1,59 @@
+//! Metrics of this crate: names are constants, units last.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+pub const PRODUCED_BYTES: &str = "thermocline_produced_bytes_total";
+pub const PRODUCED_RECORDS: &str = "thermocline_produced_records_total";
+pub const FETCHED_BYTES: &str = "thermocline_fetched_bytes_total";
+pub const CONNECTIONS: &str = "thermocline_connections";
+pub const REQUESTS_REFUSED: &str = "thermocline_requests_refused_total";
+pub const FLUSH_SECONDS: &str = "thermocline_flush_seconds";
+pub const FLUSHES: &str = "thermocline_flushes_total";
+pub const LOG_FAILURES: &str = "thermocline_log_failures_total";
+pub const HOT_BYTES: &str = "thermocline_hot_bytes";
+
+/// Handles to every metric of this crate.
+#[derive(Clone, Debug)]
+pub struct IngestMetrics {
+    pub produced_bytes: IntCounter,
+    pub produced_records: IntCounter,
+    pub fetched_bytes: IntCounter,
+    pub connections: IntGauge,
+    pub requests_refused: IntCounter,
+    pub flush_seconds: Histogram,
+    pub flushes: IntCounter,
+    pub log_failures: IntCounter,
+    pub hot_bytes: IntGauge,
+}
+
+impl IngestMetrics {
+    /// Registers the metrics. Fails where a name is registered already.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            produced_bytes: IntCounter::new(PRODUCED_BYTES, "record batch bytes appended for producers")?,
+            produced_records: IntCounter::new(PRODUCED_RECORDS, "records appended for producers")?,
+            fetched_bytes: IntCounter::new(FETCHED_BYTES, "record batch bytes sent to consumers")?,
+            connections: IntGauge::new(CONNECTIONS, "open Kafka connections")?,
+            requests_refused: IntCounter::new(REQUESTS_REFUSED, "requests that closed their connection")?,
+            flush_seconds: Histogram::with_opts(HistogramOpts::new(FLUSH_SECONDS, "duration of one group commit"))?,
+            flushes: IntCounter::new(FLUSHES, "group commits")?,
+            log_failures: IntCounter::new(LOG_FAILURES, "partitions taken offline by a storage error")?,
+            hot_bytes: IntGauge::new(HOT_BYTES, "bytes of the hot log")?,
+        };
+        for counter in [
+            &metrics.produced_bytes,
+            &metrics.produced_records,
+            &metrics.fetched_bytes,
+            &metrics.requests_refused,
+            &metrics.flushes,
+            &metrics.log_failures,
+        ] {
+            registry.register(Box::new(counter.clone()))?;
+        }
+        for gauge in [&metrics.connections, &metrics.hot_bytes] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        registry.register(Box::new(metrics.flush_seconds.clone()))?;
+        Ok(metrics)
+    }
+}

@@ -1,0 +1,193 @@
+//! Records out of a batch.
+//!
+//! ```text
+//! record: length varint | attributes i8 | timestamp delta varlong | offset delta varint
+//!         | key length varint (-1 null), key | value length varint (-1 null), value
+//!         | header count varint | per header: key length varint, key | value length varint (-1 null), value
+//! ```
+//! A batch is walked twice: once to check all of it, then to hand out its records. So nobody acts on the first half of
+//! a batch whose second half is broken.
+
+use super::batch::{ATTRIBUTES, BATCH_HEADER_LEN, BatchError, BatchHeader, read_whole};
+use super::codec::Decompressor;
+use super::varint::Cursor;
+use crate::model::{Offset, Timestamp, TimestampType};
+
+/// Fewest bytes a header takes: two lengths.
+const HEADER_LEN_MIN: usize = 2;
+
+/// One record, borrowed. `headers` is lazy, order and duplicates preserved.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    pub offset: Offset,
+    pub timestamp: Timestamp,
+    pub timestamp_type: TimestampType,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub headers: Headers<'a>,
+}
+
+/// The headers of one record.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Headers<'a> {
+    count: usize,
+    bytes: &'a [u8],
+}
+
+/// The parts of a record as they stand in the batch, its headers not looked at.
+pub(super) struct RawRecord<'a> {
+    timestamp_delta: i64,
+    offset_delta: i32,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    headers: Headers<'a>,
+}
+
+/// Which offset deltas a batch may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deltas {
+    /// 0, 1, 2, …: every batch of a producer.
+    Dense,
+    /// Starting at 0 and strictly increasing: batches whose neighbours were dropped.
+    Increasing,
+}
+
+/// Decodes batches, reusing one scratch buffer; decompression stops with an error at `decompressed_max` bytes.
+pub struct BatchDecoder {
+    decompressor: Decompressor,
+    deltas: Deltas,
+}
+
+impl<'a> Headers<'a> {
+    pub fn len(&self) -> usize {
+        self.count
+    }
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// (key, value); validated when the record was decoded: keys are UTF-8.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> + use<'a> {
+        let mut cursor = Cursor::new(self.bytes);
+        (0..self.count).map_while(move |_| {
+            let key = cursor.counted().ok()?;
+            let value = cursor.nullable().ok()?;
+            Some((std::str::from_utf8(key).ok()?, value))
+        })
+    }
+
+    /// Walks all headers: they must end where the record ends.
+    fn check(&self, keys_utf8: bool) -> Result<(), &'static str> {
+        let mut cursor = Cursor::new(self.bytes);
+        for _ in 0..self.count {
+            let key = cursor.counted()?;
+            if keys_utf8 && std::str::from_utf8(key).is_err() {
+                return Err("a header key is not UTF-8");
+            }
+            cursor.nullable()?;
+        }
+        if cursor.rest.is_empty() { Ok(()) } else { Err("bytes follow its headers") }
+    }
+}
+
+impl<'a> RawRecord<'a> {
+    /// Reads the record at the cursor. Its headers are framed by the record's length, not checked.
+    fn read(cursor: &mut Cursor<'a>) -> Result<Self, &'static str> {
+        let length = usize::try_from(cursor.varint()?).map_err(|_| "its length is negative")?;
+        let mut body = Cursor::new(cursor.take(length)?);
+        body.take(1)?; // attributes, unused
+        let timestamp_delta = body.varlong()?;
+        let offset_delta = body.varint()?;
+        let key = body.nullable()?;
+        let value = body.nullable()?;
+        let count = usize::try_from(body.varint()?).map_err(|_| "its header count is negative")?;
+        if count > body.rest.len() / HEADER_LEN_MIN {
+            return Err("its header count exceeds its bytes");
+        }
+        Ok(Self { timestamp_delta, offset_delta, key, value, headers: Headers { count, bytes: body.rest } })
+    }
+}
+
+/// Walks the uncompressed records of a producer's batch without looking into keys and values: framing, offset deltas
+/// 0,1,2,… and count.
+pub(super) fn check_framing(header: &BatchHeader, body: &[u8]) -> Result<(), BatchError> {
+    check(header, body, Deltas::Dense, false)
+}
+
+fn check(header: &BatchHeader, body: &[u8], deltas: Deltas, keys_utf8: bool) -> Result<(), BatchError> {
+    let mut cursor = Cursor::new(body);
+    let mut found = 0;
+    let mut previous = -1;
+    while !cursor.rest.is_empty() {
+        let bad = |reason| BatchError::Record { index: found, reason };
+        let record = RawRecord::read(&mut cursor).map_err(bad)?;
+        let expected = match deltas {
+            Deltas::Increasing if found > 0 => record.offset_delta > previous,
+            Deltas::Dense | Deltas::Increasing => record.offset_delta == found,
+        };
+        if !expected {
+            return Err(bad("its offset delta is out of order"));
+        }
+        record.headers.check(keys_utf8).map_err(bad)?;
+        previous = record.offset_delta;
+        // Cannot overflow: each record takes at least 7 bytes of a body below 2 GiB, or of one under the cap.
+        found = found.checked_add(1).ok_or(bad("the count exceeds 32 bits"))?;
+    }
+    if found == header.record_count && previous == header.last_offset_delta {
+        Ok(())
+    } else {
+        Err(BatchError::Count { stated: header.record_count, last_offset_delta: header.last_offset_delta, found })
+    }
+}
+
+impl BatchDecoder {
+    /// For batches as producers send them: offset deltas are 0, 1, 2, ….
+    pub fn new(decompressed_max: usize) -> Self {
+        Self { decompressor: Decompressor::new(decompressed_max), deltas: Deltas::Dense }
+    }
+
+    /// For batches that were encoded again from what was left of others: offsets may have holes in between.
+    pub fn with_holes(decompressed_max: usize) -> Self {
+        Self { deltas: Deltas::Increasing, ..Self::new(decompressed_max) }
+    }
+
+    /// Checks CRC, decompresses, walks the whole batch: record offset deltas must be in order up to last_offset_delta,
+    /// header keys UTF-8, no trailing bytes. Only then calls `f` for each record, in order.
+    pub fn for_each<E: From<BatchError>>(
+        &mut self,
+        batch: &[u8],
+        mut f: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (header, body) = self.open(batch)?;
+        let timestamp_type = header.timestamp_type();
+        let mut cursor = Cursor::new(body);
+        for index in 0..header.record_count {
+            let raw = RawRecord::read(&mut cursor).map_err(|reason| BatchError::Record { index, reason })?;
+            f(Record {
+                offset: header.base_offset.plus(i64::from(raw.offset_delta)),
+                timestamp: match timestamp_type {
+                    // Wraps around like every client does; the encoder's difference wraps the same way.
+                    TimestampType::CreateTime => Timestamp(header.base_timestamp.0.wrapping_add(raw.timestamp_delta)),
+                    TimestampType::LogAppendTime => header.max_timestamp,
+                },
+                timestamp_type,
+                key: raw.key,
+                value: raw.value,
+                headers: raw.headers,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The header and the decompressed records of `batch`, wholly checked.
+    fn open<'s>(&'s mut self, batch: &'s [u8]) -> Result<(BatchHeader, &'s [u8]), BatchError> {
+        let header = read_whole(batch)?;
+        let computed = crc32c::crc32c(&batch[ATTRIBUTES.start..]);
+        if computed != header.crc {
+            return Err(BatchError::Crc { stored: header.crc, computed });
+        }
+        let body = self.decompressor.run(header.compression()?, &batch[BATCH_HEADER_LEN..])?;
+        check(&header, body, self.deltas, true)?;
+        Ok((header, body))
+    }
+}

@@ -1,0 +1,234 @@
+//! The catalogue of topics: what exists, made durable before it is visible, and gone from view before its files go.
+//!
+//! | died here | then at the next start |
+//! |---|---|
+//! | creating: before the record is stored | empty folders without a record; a later topic of that name starts over |
+//! | creating: after the record is stored | the topic exists, its missing folders are made |
+//! | deleting: before the record is marked | the topic exists |
+//! | deleting: after the mark | the deletion is finished, local files and record |
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use thermocline_config::{LogConfig, TopicConfig, TopicConfigError};
+use tokio::sync::broadcast;
+
+use crate::log::{HotLog, LogError, Partition};
+use crate::metadata::{MetadataError, MetadataStore, TopicRecord};
+use crate::model::{Offset, PartitionId, TopicId, TopicName, TopicPartition};
+
+/// Most partitions one topic may have.
+pub const PARTITIONS_MAX: i32 = 10_000;
+/// Most topics one broker may have.
+pub const TOPICS_MAX: usize = 20_000;
+/// Topic changes a slow subscriber may fall behind by before it must look at the whole catalogue again.
+const CHANGES_BUFFERED_MAX: usize = 1024;
+
+/// A topic that exists.
+pub struct Topic {
+    pub name: TopicName,
+    pub id: TopicId,
+    pub partitions: Vec<Arc<Partition>>,
+    config: RwLock<Arc<TopicConfig>>,
+}
+
+/// What happened to the catalogue.
+#[derive(Clone)]
+pub enum TopicChange {
+    Created(Arc<Topic>),
+    Deleted(Arc<Topic>),
+}
+
+/// Why a topic could not be created, deleted or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    #[error("topic {0} exists already")]
+    Exists(TopicName),
+    #[error("topic {0} does not exist")]
+    Unknown(String),
+    #[error("topic {topic}: {partitions} partitions; 1 to {PARTITIONS_MAX} are allowed")]
+    Partitions { topic: TopicName, partitions: i32 },
+    #[error("topic {0} would be one more than the {TOPICS_MAX} a broker may have")]
+    TooMany(TopicName),
+    #[error("topic {0} is internal and cannot be deleted")]
+    Internal(TopicName),
+    #[error("topic {topic}: {source}")]
+    Config { topic: TopicName, source: TopicConfigError },
+    #[error("topic {topic}: {source}")]
+    Log { topic: TopicName, source: LogError },
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+}
+
+/// All topics of this broker.
+pub struct Topics {
+    store: Arc<MetadataStore>,
+    log: Arc<HotLog>,
+    defaults: LogConfig,
+    by_name: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
+    by_id: RwLock<HashMap<TopicId, Arc<Topic>>>,
+    /// Held over a creation or deletion, so that the two of one name cannot overlap.
+    changing: Mutex<()>,
+    changes: broadcast::Sender<TopicChange>,
+}
+
+impl Topic {
+    /// Whether the broker keeps it for itself.
+    pub fn is_internal(&self) -> bool {
+        self.name.as_str().starts_with("__")
+    }
+    pub fn config(&self) -> Arc<TopicConfig> {
+        self.config.read().clone()
+    }
+    pub fn partition(&self, id: PartitionId) -> Option<&Arc<Partition>> {
+        usize::try_from(id.0).ok().and_then(|index| self.partitions.get(index))
+    }
+}
+
+impl Topics {
+    /// Loads every topic and recovers its partitions. Blocking.
+    pub fn open(store: Arc<MetadataStore>, log: Arc<HotLog>, defaults: LogConfig) -> Result<Self, TopicError> {
+        let topics = Self {
+            store,
+            log,
+            defaults,
+            by_name: RwLock::default(),
+            by_id: RwLock::default(),
+            changing: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES_BUFFERED_MAX),
+        };
+        for record in topics.store.topics()? {
+            if record.deleting {
+                topics.remove_files(&record)?;
+                topics.store.remove_topic(&record)?;
+            } else {
+                let config = topics.check_config(&record.name, record.overrides.clone())?;
+                topics.insert(topics.load(&record, Arc::new(config))?);
+            }
+        }
+        Ok(topics)
+    }
+
+    pub fn get(&self, name: &str) -> Option<Arc<Topic>> {
+        self.by_name.read().get(name).cloned()
+    }
+
+    pub fn by_id(&self, id: TopicId) -> Option<Arc<Topic>> {
+        self.by_id.read().get(&id).cloned()
+    }
+
+    /// All topics in name order.
+    pub fn list(&self) -> Vec<Arc<Topic>> {
+        self.by_name.read().values().cloned().collect()
+    }
+
+    /// Topics as they come and go from now on; read [`Self::list`] after subscribing, and again when lagging.
+    pub fn subscribe(&self) -> broadcast::Receiver<TopicChange> {
+        self.changes.subscribe()
+    }
+
+    /// Checks everything that [`Self::create`] would refuse, and creates nothing.
+    pub fn validate(
+        &self,
+        name: &TopicName,
+        partitions: i32,
+        overrides: BTreeMap<String, String>,
+    ) -> Result<TopicConfig, TopicError> {
+        if !(1..=PARTITIONS_MAX).contains(&partitions) {
+            return Err(TopicError::Partitions { topic: name.clone(), partitions });
+        }
+        let config = self.check_config(name, overrides)?;
+        let by_name = self.by_name.read();
+        if by_name.contains_key(name.as_str()) {
+            return Err(TopicError::Exists(name.clone()));
+        }
+        if by_name.len() >= TOPICS_MAX {
+            return Err(TopicError::TooMany(name.clone()));
+        }
+        Ok(config)
+    }
+
+    /// Creates a topic; on return it is durable, visible and ready. Blocking.
+    pub fn create(
+        &self,
+        name: &TopicName,
+        partitions: i32,
+        overrides: BTreeMap<String, String>,
+    ) -> Result<Arc<Topic>, TopicError> {
+        let _changing = self.changing.lock();
+        let config = Arc::new(self.validate(name, partitions, overrides.clone())?);
+        let record = TopicRecord { name: name.clone(), id: TopicId::random(), partitions, overrides, deleting: false };
+        // Folders of this name without a record are what an interrupted creation or deletion left behind.
+        self.remove_files(&record)?;
+        self.store.put_topic(&record)?;
+        let topic = self.load(&record, config)?;
+        self.insert(topic.clone());
+        let _ = self.changes.send(TopicChange::Created(topic.clone()));
+        Ok(topic)
+    }
+
+    /// Deletes a topic and its local files. Blocking.
+    pub fn delete(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
+        let _changing = self.changing.lock();
+        let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
+        if topic.is_internal() {
+            return Err(TopicError::Internal(topic.name.clone()));
+        }
+        let record = TopicRecord {
+            name: topic.name.clone(),
+            id: topic.id,
+            partitions: i32::try_from(topic.partitions.len()).unwrap_or(PARTITIONS_MAX),
+            overrides: topic.config().overrides.clone(),
+            deleting: true,
+        };
+        self.store.put_topic(&record)?;
+        self.by_name.write().remove(name);
+        self.by_id.write().remove(&topic.id);
+        self.remove_files(&record)?;
+        self.store.remove_topic(&record)?;
+        let _ = self.changes.send(TopicChange::Deleted(topic.clone()));
+        Ok(topic)
+    }
+
+    /// Raises the smallest readable offset of a partition, durably first. Blocking.
+    pub fn raise_log_start(&self, partition: &Partition, start: Offset) -> Result<(), TopicError> {
+        if start > partition.log_start_offset() {
+            self.store.set_log_start(partition.topic_id(), partition.topic_partition().partition, start)?;
+            partition.set_log_start_offset(start);
+        }
+        Ok(())
+    }
+
+    fn check_config(&self, topic: &TopicName, overrides: BTreeMap<String, String>) -> Result<TopicConfig, TopicError> {
+        TopicConfig::new(overrides, &self.defaults)
+            .map_err(|source| TopicError::Config { topic: topic.clone(), source })
+    }
+
+    fn load(&self, record: &TopicRecord, config: Arc<TopicConfig>) -> Result<Arc<Topic>, TopicError> {
+        let mut partitions = Vec::with_capacity(usize::try_from(record.partitions).unwrap_or(0));
+        for id in (0..record.partitions).map(PartitionId) {
+            let log_start = self.store.log_start(record.id, id)?;
+            let partition = self
+                .log
+                .open_partition(TopicPartition::new(record.name.clone(), id), record.id, config.clone(), log_start)
+                .map_err(|source| TopicError::Log { topic: record.name.clone(), source })?;
+            partitions.push(partition);
+        }
+        Ok(Arc::new(Topic { name: record.name.clone(), id: record.id, partitions, config: RwLock::new(config) }))
+    }
+
+    fn insert(&self, topic: Arc<Topic>) {
+        self.by_id.write().insert(topic.id, topic.clone());
+        self.by_name.write().insert(topic.name.clone(), topic);
+    }
+
+    fn remove_files(&self, record: &TopicRecord) -> Result<(), TopicError> {
+        for id in (0..record.partitions).map(PartitionId) {
+            self.log
+                .remove_partition(&TopicPartition::new(record.name.clone(), id))
+                .map_err(|source| TopicError::Log { topic: record.name.clone(), source })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! The HTTP interface: one file per family of routes.
+//!
+//! Invariants:
+//! - Every refusal is `{"error":{"code","message"}}` with the right status, unknown routes and methods included; an
+//!   unknown query parameter or JSON field is refused, not ignored.
+//! - What one request can cost is bounded: bytes of its body, time to send it, requests at once, connections at once.
+//! - A panic in a handler costs that request and nothing else.
+
+mod archive;
+mod connections;
+mod error;
+mod extract;
+mod guard;
+mod health;
+mod partitioner;
+mod produce;
+mod replay;
+mod search;
+mod topics;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use axum::Router;
+use axum::routing::{get, post};
+use thermocline_config::HttpConfig;
+use thermocline_ingest::clock::Clock;
+use thermocline_ingest::topics::Topics;
+use thermocline_tiering::reader::TieredReader;
+use thermocline_tiering::worker::Tiering;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::search::Search;
+use connections::Connections;
+
+/// What the handlers work with.
+pub struct HttpServices {
+    pub config: HttpConfig,
+    pub topics: Arc<Topics>,
+    pub tiering: Arc<Tiering>,
+    pub reader: Arc<TieredReader>,
+    pub search: Arc<Search>,
+    pub clock: Arc<dyn Clock>,
+    pub registry: prometheus::Registry,
+    /// Partitions for `POST /v1/topics` without a count.
+    pub num_partitions: i32,
+}
+
+/// The state of the routes.
+struct App {
+    services: Arc<HttpServices>,
+    /// Cancelled when the broker begins to drain.
+    shutdown: CancellationToken,
+    /// Where the next message without a key goes.
+    keyless: AtomicUsize,
+}
+
+/// Serves until `shutdown` is cancelled, then lets requests under way finish. The caller bounds that wait: a replay
+/// lasts as long as its receiver takes.
+pub async fn serve(
+    listener: TcpListener,
+    services: Arc<HttpServices>,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let config = services.config.clone();
+    let app = Arc::new(App { services, shutdown: shutdown.clone(), keyless: AtomicUsize::new(0) });
+    let router = guard::guarded(routes(), &config).with_state(app);
+    axum::serve(Connections::new(listener), router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/topics", get(topics::list).post(topics::create))
+        .route("/v1/topics/{topic}", get(topics::describe).delete(topics::delete))
+        .route("/v1/topics/{topic}/messages", get(replay::replay).post(produce::produce))
+        .route("/v1/topics/{topic}/archive", post(archive::archive))
+        .route("/v1/search", get(search::search_by_query).post(search::search_by_body))
+        .route("/metrics", get(health::metrics))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+}

@@ -1,0 +1,325 @@
+//! Replay: the messages of a topic as a stream of bytes, wherever they lie.
+//!
+//! Invariants:
+//! - Order is that of the offsets within a partition; partitions follow one another.
+//! - The end of every partition is its high watermark when the replay began; what is produced later is not in it.
+//! - Each message of the range comes exactly once, or the stream ends with an error. It never looks complete when it
+//!   is not.
+//! - Memory is bounded: one read of `READ_BYTES` and one output chunk, which grows past `CHUNK_BYTES` by one batch at
+//!   most. The next batch is decoded when the receiver has taken the last chunk.
+
+mod rows;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use thermocline_ingest::log::Partition;
+use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicPartition};
+use thermocline_ingest::read::{LogReader, ReadError, ReadRange};
+use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, split_batches};
+use thermocline_ingest::topics::Topic;
+use thermocline_tiering::manifest::Manifest;
+
+use crate::message::of_record;
+use rows::Rows;
+pub use rows::{Format, RowsError};
+
+/// Bytes of record batches asked of the reader at once.
+const READ_BYTES: usize = 1 << 20;
+/// Output collected before it is handed on.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Which messages to replay; all of the topic by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplayRequest {
+    /// None = every partition
+    pub partition: Option<PartitionId>,
+    pub from_offset: Option<Offset>,
+    /// Exclusive.
+    pub to_offset: Option<Offset>,
+    pub from: Option<Timestamp>,
+    /// Exclusive.
+    pub to: Option<Timestamp>,
+    /// Most messages, over all partitions.
+    pub limit: Option<u64>,
+}
+
+/// Why a replay cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    #[error("topic {topic} has no partition {partition}; it has 0 to {last}")]
+    NoPartition { topic: String, partition: PartitionId, last: usize },
+    #[error("from_offset {from} of {partition} lies below the log start {log_start}; ask for {log_start} or more")]
+    BelowLogStart { partition: TopicPartition, from: Offset, log_start: Offset },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("a batch of {partition} at or after offset {offset} cannot be decoded: {source}")]
+    Batch { partition: TopicPartition, offset: Offset, source: BatchError },
+    #[error("reading {partition} at offset {offset} gave a batch that ends before it")]
+    NoProgress { partition: TopicPartition, offset: Offset },
+    #[error(transparent)]
+    Rows(#[from] RowsError),
+    #[error("a decoding thread failed: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// A range of offsets of one partition; `end` is exclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OffsetRange {
+    start: Offset,
+    end: Offset,
+}
+
+/// A partition still to be replayed.
+struct Pending {
+    partition: Arc<Partition>,
+    manifest: Arc<Manifest>,
+    range: OffsetRange,
+}
+
+/// The partition being replayed: what of it is still to be read, oldest first.
+struct Current {
+    partition: Arc<Partition>,
+    ranges: VecDeque<OffsetRange>,
+    /// Batches that were read for the first range and are not yet decoded.
+    batches: VecDeque<Bytes>,
+}
+
+/// What goes to the decoding thread and comes back.
+struct Decoding {
+    decoder: BatchDecoder,
+    rows: Rows,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+    /// Messages that may still be given.
+    left: u64,
+}
+
+struct Replay {
+    reader: Arc<dyn LogReader>,
+    pending: VecDeque<Pending>,
+    current: Option<Current>,
+    /// None only while a thread has it.
+    decoding: Option<Decoding>,
+}
+
+/// Starts a replay of `topic`; the ends of its partitions are fixed now. `manifest_of` gives the archive's state, from
+/// which data files without a message in the time range are left out unread.
+pub fn replay(
+    reader: Arc<dyn LogReader>,
+    topic: &Topic,
+    manifest_of: &dyn Fn(&Partition) -> Arc<Manifest>,
+    request: &ReplayRequest,
+    format: Format,
+) -> Result<impl Stream<Item = Result<Bytes, ReplayError>> + Send + use<>, ReplayError> {
+    let partitions = match request.partition {
+        None => topic.partitions.as_slice(),
+        Some(id) => std::slice::from_ref(topic.partition(id).ok_or_else(|| ReplayError::NoPartition {
+            topic: topic.name.to_string(),
+            partition: id,
+            last: topic.partitions.len().saturating_sub(1),
+        })?),
+    };
+    let mut pending = VecDeque::with_capacity(partitions.len());
+    for partition in partitions {
+        let range = offset_range(partition, request)?;
+        pending.push_back(Pending { partition: partition.clone(), manifest: manifest_of(partition), range });
+    }
+    let decoding = Decoding {
+        decoder: BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX),
+        rows: Rows::new(format)?,
+        from: request.from,
+        to: request.to,
+        left: request.limit.unwrap_or(u64::MAX),
+    };
+    let replay = Replay { reader, pending, current: None, decoding: Some(decoding) };
+    Ok(futures::stream::try_unfold(replay, |mut replay| async move {
+        Ok(replay.next_chunk().await?.map(|chunk| (chunk, replay)))
+    }))
+}
+
+fn offset_range(partition: &Partition, request: &ReplayRequest) -> Result<OffsetRange, ReplayError> {
+    let end = partition.high_watermark();
+    let log_start = partition.log_start_offset();
+    match request.from_offset {
+        Some(from) if from < log_start => {
+            Err(ReplayError::BelowLogStart { partition: partition.topic_partition().clone(), from, log_start })
+        }
+        from => {
+            Ok(OffsetRange { start: from.unwrap_or(log_start), end: request.to_offset.map_or(end, |to| to.min(end)) })
+        }
+    }
+}
+
+/// The parts of `range` that may hold a message of the time range: all of it but the data files that lie wholly before
+/// `from` or wholly at or after `to`.
+fn ranges_in_time(
+    manifest: &Manifest,
+    range: OffsetRange,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+) -> VecDeque<OffsetRange> {
+    let mut parts = VecDeque::new();
+    let mut start = range.start;
+    for file in &manifest.files {
+        let outside =
+            from.is_some_and(|from| file.max_timestamp < from) || to.is_some_and(|to| file.min_timestamp >= to);
+        // What a file keeps raw has no part in its timestamps.
+        if !outside || file.raw.is_some() || file.last_offset < start {
+            continue;
+        }
+        let end = file.base_offset.min(range.end);
+        if start < end {
+            parts.push_back(OffsetRange { start, end });
+        }
+        start = file.last_offset.next();
+    }
+    if start < range.end {
+        parts.push_back(OffsetRange { start, end: range.end });
+    }
+    parts
+}
+
+impl Replay {
+    /// The next bytes of output; None when everything has been given.
+    async fn next_chunk(&mut self) -> Result<Option<Bytes>, ReplayError> {
+        loop {
+            let Some(decoding) = &mut self.decoding else { return Ok(None) };
+            if decoding.left == 0 {
+                return self.finish();
+            }
+            if decoding.rows.len_bytes() >= CHUNK_BYTES {
+                return Ok(Some(decoding.rows.take()?));
+            }
+            match &mut self.current {
+                Some(current) if !current.batches.is_empty() => self.decode().await?,
+                Some(current) if !current.ranges.is_empty() => current.read(self.reader.as_ref()).await?,
+                _ => match self.pending.pop_front() {
+                    Some(next) => self.current = Some(self.open(next).await?),
+                    None => return self.finish(),
+                },
+            }
+        }
+    }
+
+    /// Hands out what is left and the format's end mark, once.
+    fn finish(&mut self) -> Result<Option<Bytes>, ReplayError> {
+        match self.decoding.take() {
+            Some(decoding) => Ok(Some(decoding.rows.finish()?).filter(|chunk| !chunk.is_empty())),
+            None => Ok(None),
+        }
+    }
+
+    /// Finds where the time range begins and which parts of the archive it needs.
+    async fn open(&self, next: Pending) -> Result<Current, ReplayError> {
+        let Pending { partition, manifest, mut range } = next;
+        let (from, to) = self.decoding.as_ref().map_or((None, None), |decoding| (decoding.from, decoding.to));
+        if let Some(from) = from.filter(|_| range.start < range.end) {
+            range.start = match self.reader.offset_for_timestamp(&partition, from).await? {
+                Some(found) => found.offset.max(range.start),
+                None => range.end,
+            };
+        }
+        Ok(Current { partition, ranges: ranges_in_time(&manifest, range, from, to), batches: VecDeque::new() })
+    }
+
+    /// Decodes batches on a blocking thread until a chunk is full or none is left.
+    async fn decode(&mut self) -> Result<(), ReplayError> {
+        let (Some(current), Some(mut decoding)) = (self.current.as_mut(), self.decoding.take()) else { return Ok(()) };
+        let Some(&range) = current.ranges.front() else { return Ok(()) };
+        let partition = current.partition.clone();
+        let mut batches = std::mem::take(&mut current.batches);
+        let work = move || {
+            let mut reached = range.start;
+            while decoding.left > 0 && decoding.rows.len_bytes() < CHUNK_BYTES {
+                let Some(batch) = batches.pop_front() else { break };
+                reached =
+                    decoding.decode(partition.topic_partition(), &batch, OffsetRange { start: reached, ..range })?;
+            }
+            Ok::<_, ReplayError>((decoding, batches, reached))
+        };
+        let (decoding, batches, reached) = tokio::task::spawn_blocking(work).await??;
+        self.decoding = Some(decoding);
+        current.batches = batches;
+        current.advance(reached);
+        Ok(())
+    }
+}
+
+impl Current {
+    /// Reads the next batches of the first range.
+    async fn read(&mut self, reader: &dyn LogReader) -> Result<(), ReplayError> {
+        let Some(&OffsetRange { start, end }) = self.ranges.front() else { return Ok(()) };
+        let range = ReadRange { from: start, until: end, max_bytes: READ_BYTES, at_least_one: true };
+        let run = reader.read(&self.partition, range).await?;
+        if run.is_empty() {
+            self.advance(end);
+            return Ok(());
+        }
+        for chunk in run.chunks {
+            for batch in split_batches(chunk) {
+                let batch = batch.map_err(|source| self.undecodable(start, source))?;
+                self.batches.push_back(batch);
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, reached: Offset) {
+        if let Some(range) = self.ranges.front_mut() {
+            range.start = reached;
+            if range.start >= range.end {
+                self.ranges.pop_front();
+                self.batches.clear();
+            }
+        }
+    }
+
+    fn undecodable(&self, offset: Offset, source: BatchError) -> ReplayError {
+        ReplayError::Batch { partition: self.partition.topic_partition().clone(), offset, source }
+    }
+}
+
+/// So that the callback of the decoder can fail for either reason.
+enum DecodeError {
+    Batch(BatchError),
+    Rows(RowsError),
+}
+
+impl From<BatchError> for DecodeError {
+    fn from(error: BatchError) -> Self {
+        Self::Batch(error)
+    }
+}
+
+impl Decoding {
+    /// Adds the messages of `batch` that lie in `range`, in the time range and within the limit. Returns the offset
+    /// after the batch.
+    fn decode(&mut self, partition: &TopicPartition, batch: &[u8], range: OffsetRange) -> Result<Offset, ReplayError> {
+        let undecodable = |source| ReplayError::Batch { partition: partition.clone(), offset: range.start, source };
+        let next = BatchHeader::read(batch).map_err(undecodable)?.next_offset();
+        if next <= range.start {
+            return Err(ReplayError::NoProgress { partition: partition.clone(), offset: range.start });
+        }
+        let Self { decoder, rows, from, to, left } = self;
+        let done = decoder.for_each(batch, |record| {
+            let in_time = from.is_none_or(|from| record.timestamp >= from) && to.is_none_or(|to| record.timestamp < to);
+            if in_time && (range.start..range.end).contains(&record.offset) && *left > 0 {
+                rows.push(of_record(partition.topic.as_str(), partition.partition, &record), record.timestamp_type)
+                    .map_err(DecodeError::Rows)?;
+                *left -= 1;
+            }
+            Ok(())
+        });
+        match done {
+            Ok(()) => Ok(next),
+            Err(DecodeError::Batch(source)) => Err(undecodable(source)),
+            Err(DecodeError::Rows(error)) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+//! The live index: what is in the log and not yet in the archive is searchable within about a second of its ack.
+//!
+//! Each partition of every indexed topic has a list of small splits, in the archive's own format, over exactly
+//! `[archived_through, indexed_through)`. They are built from the log and never written to: the log is the truth, the
+//! splits lie in a scratch folder that is emptied at start, and everything is built again from there.
+//!
+//! Invariants:
+//! 1. A partition's [`Coverage`] keeps its own invariants; readers see immutable snapshots of it.
+//! 2. A split is dropped only when the manifest *as searches read it* ([`Tiering::manifest`]) covers it, or the log
+//!    start has passed it. See `view.rs` for why a search then finds every message once.
+//! 3. At most two splits are being built at any time: the next chunk of one partition, and one merge. Each is bounded
+//!    in memory by the limits in `build.rs` and `plan.rs`.
+//! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
+//!
+//! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
+//! that are behind take turns, one chunk each, so that a backlog in one does not hold up the others. A partition whose
+//! step fails is left alone for [`FAILURE_PAUSE`] and tried again.
+//!
+//! | died here | then |
+//! |---|---|
+//! | anywhere | the scratch folder is emptied at start and the index rebuilt from `archived_through` |
+
+mod build;
+mod coverage;
+mod plan;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use thermocline_config::SearchConfig;
+use thermocline_ingest::clock::Clock;
+use thermocline_ingest::log::Partition;
+use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
+use thermocline_ingest::topics::{Topic, TopicChange};
+use thermocline_tiering::split::SplitOptions;
+use thermocline_tiering::worker::Tiering;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use build::{Chunk, Indexed, build};
+pub(crate) use build::{LiveSplit, options};
+pub(crate) use coverage::{Coverage, Spans};
+use plan::{Cost, MERGE_COUNT, plan_merge, plan_settle};
+
+use super::metrics::SearchMetrics;
+
+/// How long a partition is left alone after a step that failed.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+/// How long nothing must be written to a partition before its splits settle.
+const SETTLE_AFTER: Duration = Duration::from_secs(20);
+
+/// The live splits of every partition.
+pub(crate) struct LiveIndex {
+    config: SearchConfig,
+    tiering: Arc<Tiering>,
+    scratch: PathBuf,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<SearchMetrics>,
+    partitions: RwLock<HashMap<(TopicId, PartitionId), Arc<LivePartition>>>,
+    /// Set whenever a partition has enough splits to think about merging.
+    merges: Notify,
+    files_made: AtomicU64,
+}
+
+struct LivePartition {
+    partition: Arc<Partition>,
+    coverage: Mutex<Arc<Coverage<LiveSplit>>>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// When it was first seen to be behind, if it is.
+    behind_since: Option<Timestamp>,
+    paused_until: Option<Instant>,
+    /// The last time a split was added; None once it has been quiet since.
+    added_at: Option<Instant>,
+}
+
+impl LiveIndex {
+    /// Empties the scratch folder. Blocking.
+    pub fn open(
+        config: SearchConfig,
+        tiering: Arc<Tiering>,
+        scratch: PathBuf,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<SearchMetrics>,
+    ) -> std::io::Result<Self> {
+        build::empty_scratch(&scratch)?;
+        let (partitions, merges, files_made) = (RwLock::default(), Notify::new(), AtomicU64::new(0));
+        Ok(Self { config, tiering, scratch, clock, metrics, partitions, merges, files_made })
+    }
+
+    /// What is live of a partition now; None where it is not followed (yet).
+    pub fn snapshot(&self, partition: &Partition) -> Option<Arc<Coverage<LiveSplit>>> {
+        let key = (partition.topic_id(), partition.topic_partition().partition);
+        self.partitions.read().get(&key).map(|live| live.snapshot())
+    }
+
+    /// Follows the log until `shutdown` is cancelled.
+    pub async fn run(&self, shutdown: &CancellationToken) {
+        tokio::join!(self.run_indexing(shutdown), self.run_merging(shutdown));
+    }
+
+    async fn run_indexing(&self, shutdown: &CancellationToken) {
+        let mut changes = self.tiering.topics().subscribe();
+        self.follow_all();
+        let mut tick = tokio::time::interval(self.config.live_interval.as_duration().max(Duration::from_millis(1)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            // Rounds without a pause while anything is behind; topics that come and go are seen between rounds.
+            loop {
+                self.follow(&mut changes);
+                let behind = self.survey();
+                if behind.is_empty() {
+                    break;
+                }
+                for live in behind {
+                    if shutdown.is_cancelled() {
+                        return;
+                    }
+                    self.index_next_chunk(&live).await;
+                }
+            }
+        }
+    }
+
+    async fn run_merging(&self, shutdown: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.merges.notified() => {}
+            }
+            for live in self.all() {
+                while !shutdown.is_cancelled() && self.merge_next(&live).await {}
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<LivePartition>> {
+        self.partitions.read().values().cloned().collect()
+    }
+
+    fn follow(&self, changes: &mut broadcast::Receiver<TopicChange>) {
+        loop {
+            match changes.try_recv() {
+                Ok(TopicChange::Created(topic)) => self.add(&topic),
+                Ok(TopicChange::Deleted(topic)) => self.retain(|id| id != topic.id),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => self.follow_all(),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn follow_all(&self) {
+        let topics = self.tiering.topics().clone();
+        self.retain(|id| topics.by_id(id).is_some());
+        topics.list().iter().for_each(|topic| self.add(topic));
+    }
+
+    fn add(&self, topic: &Topic) {
+        if topic.is_internal() {
+            return;
+        }
+        let mut partitions = self.partitions.write();
+        for partition in &topic.partitions {
+            let key = (topic.id, partition.topic_partition().partition);
+            if let Entry::Vacant(entry) = partitions.entry(key) {
+                let start = self.horizon(partition).max(partition.local_start_offset());
+                entry.insert(Arc::new(LivePartition {
+                    partition: partition.clone(),
+                    coverage: Mutex::new(Arc::new(Coverage::starting_at(start))),
+                    progress: Mutex::default(),
+                }));
+            }
+        }
+    }
+
+    fn retain(&self, keep: impl Fn(TopicId) -> bool) {
+        let gone: Vec<_> = self.partitions.write().extract_if(|(id, _), _| !keep(*id)).collect();
+        for (_, live) in gone {
+            live.change(|coverage| *coverage = Coverage::starting_at(coverage.indexed_through));
+        }
+    }
+
+    /// Below it the live index has nothing to answer for.
+    fn horizon(&self, partition: &Partition) -> Offset {
+        self.tiering.manifest(partition).archived_through().max(partition.log_start_offset())
+    }
+
+    /// Drops what the archive covers and says which partitions have something to index. A partition that is idle costs
+    /// two loads here, whatever their number.
+    fn survey(&self) -> Vec<Arc<LivePartition>> {
+        let (now, instant) = (self.clock.now(), Instant::now());
+        let mut behind = Vec::new();
+        let mut longest_ms = 0;
+        for live in self.partitions.read().values() {
+            let high_watermark = live.partition.high_watermark();
+            let coverage = live.snapshot();
+            let is_behind = coverage.indexed_through < high_watermark;
+            if !is_behind && coverage.splits().is_empty() {
+                live.progress.lock().behind_since = None;
+                continue;
+            }
+            let horizon = self.horizon(&live.partition);
+            if options(&live.partition.config()).is_none() {
+                if !coverage.splits().is_empty() || coverage.indexed_through > horizon {
+                    live.change(|coverage| *coverage = Coverage::starting_at(horizon));
+                }
+                live.progress.lock().behind_since = None;
+                continue;
+            }
+            if coverage.splits().first().is_some_and(|split| split.span().end <= horizon) {
+                live.change(|coverage| coverage.drop_below(horizon));
+            }
+            let mut progress = live.progress.lock();
+            if progress.added_at.is_some_and(|at| at + SETTLE_AFTER <= instant) {
+                progress.added_at = None;
+                self.merges.notify_one();
+            }
+            progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
+            longest_ms = longest_ms.max(progress.behind_since.map_or(0, |since| now.0.saturating_sub(since.0)));
+            if is_behind && progress.paused_until.is_none_or(|until| until <= instant) {
+                behind.push(live.clone());
+            }
+        }
+        self.metrics.live_lag_ms.set(longest_ms);
+        behind
+    }
+
+    async fn index_next_chunk(&self, live: &Arc<LivePartition>) {
+        let partition = live.partition.clone();
+        let Some(options) = options(&partition.config()) else { return };
+        let until = partition.high_watermark();
+        // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
+        let skip_to = self.horizon(&partition).max(partition.local_start_offset());
+        let from = live.snapshot().indexed_through.max(skip_to);
+        if from >= until {
+            live.change(|coverage| coverage.drop_below(skip_to));
+            return;
+        }
+        let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: true };
+        let Some(indexed) = self.build(live, chunk, options).await else { return };
+        if indexed.through == from {
+            live.pause();
+            return;
+        }
+        live.change(|coverage| coverage.append(indexed.split, indexed.through));
+        live.progress.lock().added_at = Some(Instant::now());
+        if live.snapshot().splits().len() >= MERGE_COUNT {
+            self.merges.notify_one();
+        }
+    }
+
+    /// Replaces neighbouring splits by one, if that is worth it. Says whether it did.
+    async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
+        let snapshot = live.snapshot();
+        let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
+        let is_quiet = live.progress.lock().added_at.is_none();
+        let plan = if is_quiet { plan_settle(&costs) } else { plan_merge(&costs) };
+        let members = plan.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
+        let (Some(first), Some(last)) = (members.first(), members.last()) else { return false };
+        let Some(options) = options(&live.partition.config()) else { return false };
+        // What the archive covers by now may be gone from the log, and is not asked for here any more.
+        let skip_to = self.horizon(&live.partition).max(live.partition.local_start_offset());
+        let (from, until) = (first.span().start.max(skip_to), last.span().end);
+        if from >= until {
+            return false;
+        }
+        let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: false };
+        let Some(indexed) = self.build(live, chunk, options).await else { return false };
+        if indexed.through < until {
+            return false;
+        }
+        self.metrics.live_merges.inc();
+        live.change(|coverage| coverage.replace(members, indexed.split))
+    }
+
+    /// None where it failed; then the partition is paused.
+    async fn build(&self, live: &Arc<LivePartition>, chunk: Chunk, options: SplitOptions) -> Option<Indexed> {
+        let path = self.scratch.join(format!("{}.split", self.files_made.fetch_add(1, Ordering::Relaxed)));
+        let partition = live.partition.clone();
+        let from = chunk.from;
+        let metrics = self.metrics.clone();
+        let work = move || build(&partition, &chunk, options, path, &metrics);
+        let built = tokio::task::spawn_blocking(work).await;
+        let partition = live.partition.topic_partition();
+        match built {
+            Ok(Ok(indexed)) => {
+                self.metrics.live_batches_skipped.inc_by(indexed.batches_skipped);
+                return Some(indexed);
+            }
+            // It was trimmed or expired as we came: the next step starts behind it.
+            Ok(Err(_)) if live.first_readable() > from => return None,
+            Ok(Err(_)) if live.partition.is_closed() => {}
+            Ok(Err(error)) => {
+                self.metrics.live_failures.inc();
+                let error: &dyn std::error::Error = &error;
+                warn!(%partition, %from, error, "live index falls behind; trying again in {FAILURE_PAUSE:?}");
+            }
+            Err(error) => {
+                self.metrics.live_failures.inc();
+                warn!(%partition, %from, %error, "live index falls behind; trying again in {FAILURE_PAUSE:?}");
+            }
+        }
+        live.pause();
+        None
+    }
+}
+
+impl LivePartition {
+    fn snapshot(&self) -> Arc<Coverage<LiveSplit>> {
+        self.coverage.lock().clone()
+    }
+
+    /// Publishes the next snapshot.
+    fn change<R>(&self, change: impl FnOnce(&mut Coverage<LiveSplit>) -> R) -> R {
+        let mut slot = self.coverage.lock();
+        let mut next = Coverage::clone(&slot);
+        let result = change(&mut next);
+        let old = std::mem::replace(&mut *slot, Arc::new(next));
+        drop(slot);
+        // Files of splits that nobody reads any more go here, outside the lock.
+        drop(old);
+        result
+    }
+
+    fn first_readable(&self) -> Offset {
+        self.partition.local_start_offset().max(self.partition.log_start_offset())
+    }
+
+    fn pause(&self) {
+        self.progress.lock().paused_until = Some(Instant::now() + FAILURE_PAUSE);
+    }
+}

@@ -1,0 +1,133 @@
+//! Which neighbouring live splits to replace by one. Pure.
+//!
+//! A tick may add a split, a search opens each: their number must stay small, and rewriting must stay cheap. As in a
+//! log-structured tree, splits of one size tier are merged when [`MERGE_COUNT`] of them lie side by side, so that a
+//! record is rewritten once per tier. Arrivals of mixed sizes may never line up like that; past [`SPLITS_MAX`] the
+//! cheapest window is merged whatever its tiers.
+//!
+//! A partition that has gone quiet settles: its tail is merged wherever that at least doubles the largest part of it,
+//! so that thousands of quiet partitions keep a few splits each, and a trickle does not rewrite what is large.
+
+use std::ops::Range;
+
+/// Neighbouring splits of one tier that are merged into one.
+pub(crate) const MERGE_COUNT: usize = 8;
+/// Splits of one partition past which tiers no longer matter.
+pub(crate) const SPLITS_MAX: usize = 64;
+/// Log bytes of the smallest tier; each further tier is [`MERGE_COUNT`] times larger.
+const TIER_BASE_BYTES: u64 = 4 << 10;
+/// Memory that the records of merged splits may take in one writer; what would take more stays apart.
+pub(crate) const MERGE_MEMORY_MAX: usize = 128 << 20;
+
+/// What a split cost to build.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    /// Bytes of batches read from the log.
+    pub log_bytes: u64,
+    /// Memory that the records took in the writer.
+    pub memory_bytes: usize,
+}
+
+fn tier(cost: &Cost) -> u32 {
+    (cost.log_bytes / TIER_BASE_BYTES).max(1).ilog(MERGE_COUNT as u64) + u32::from(cost.log_bytes >= TIER_BASE_BYTES)
+}
+
+fn fits(window: &[Cost]) -> bool {
+    window.iter().map(|cost| cost.memory_bytes).sum::<usize>() <= MERGE_MEMORY_MAX
+}
+
+/// The splits to merge next, or None where there is nothing to gain.
+pub(crate) fn plan_merge(splits: &[Cost]) -> Option<Range<usize>> {
+    let windows = || splits.windows(MERGE_COUNT).enumerate().filter(|(_, window)| fits(window));
+    let even = windows().filter(|(_, window)| window.iter().all(|cost| tier(cost) == tier(&window[0])));
+    let chosen = even.min_by_key(|(_, window)| tier(&window[0])).or_else(|| {
+        let cheapest = windows().min_by_key(|(_, window)| window.iter().map(|cost| cost.log_bytes).sum::<u64>());
+        cheapest.filter(|_| splits.len() > SPLITS_MAX)
+    });
+    chosen.map(|(at, _)| at..at + MERGE_COUNT)
+}
+
+/// What to merge in a partition that nothing is written to: the longest tail whose first split is no larger than the
+/// rest of it, or None.
+pub(crate) fn plan_settle(splits: &[Cost]) -> Option<Range<usize>> {
+    let worth = |tail: &[Cost]| match tail {
+        [first, rest @ ..] if !rest.is_empty() => {
+            fits(tail) && first.log_bytes <= rest.iter().map(|cost| cost.log_bytes).sum()
+        }
+        _ => false,
+    };
+    let at = (0..splits.len()).find(|at| splits.get(*at..).is_some_and(worth))?;
+    Some(at..splits.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Feeds splits and merges after each, as the live index does. Returns the splits and the log bytes rewritten.
+    fn live_through(arrivals: &[u64]) -> (Vec<Cost>, u64) {
+        let (mut splits, mut rewritten) = (Vec::new(), 0);
+        for log_bytes in arrivals {
+            splits.push(Cost { log_bytes: *log_bytes, memory_bytes: 1 << 10 });
+            while let Some(range) = plan_merge(&splits) {
+                let log_bytes = splits[range.clone()].iter().map(|cost| cost.log_bytes).sum();
+                rewritten += log_bytes;
+                splits.splice(range, [Cost { log_bytes, memory_bytes: 1 << 10 }]);
+            }
+        }
+        (splits, rewritten)
+    }
+
+    #[test]
+    fn a_steady_trickle_is_rewritten_once_per_tier() {
+        let arrivals = vec![1000_u64; 10_000];
+        let (splits, rewritten) = live_through(&arrivals);
+        assert!(splits.len() <= 42, "{}", splits.len());
+        assert!(rewritten <= 10_000_000 * 5, "{rewritten}");
+    }
+
+    #[test]
+    fn a_quiet_partition_settles_without_rewriting_what_is_large() {
+        let cost = |log_bytes| Cost { log_bytes, memory_bytes: 1 << 10 };
+        assert_eq!(plan_settle(&[]), None);
+        assert_eq!(plan_settle(&[cost(9)]), None);
+        assert_eq!(plan_settle(&[cost(1000), cost(1)]), None);
+        assert_eq!(plan_settle(&[cost(1000), cost(1), cost(1)]), Some(1..3));
+        assert_eq!(plan_settle(&[cost(5), cost(3), cost(4)]), Some(0..3));
+        let large = Cost { log_bytes: 1, memory_bytes: MERGE_MEMORY_MAX };
+        assert_eq!(plan_settle(&[large; 2]), None);
+    }
+
+    #[test]
+    fn a_merge_stays_within_its_memory() {
+        let large = Cost { log_bytes: 1 << 20, memory_bytes: MERGE_MEMORY_MAX / 4 };
+        assert_eq!(plan_merge(&[large; 80]), None);
+        let small = Cost { log_bytes: 1 << 20, memory_bytes: MERGE_MEMORY_MAX / 8 };
+        assert_eq!(plan_merge(&[small; 8]), Some(0..8));
+        assert_eq!(plan_merge(&[small; 7]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn settling_ends_with_few_splits(arrivals in prop::collection::vec(1_u64..100_000, 0..60)) {
+            let mut splits: Vec<Cost> =
+                arrivals.iter().map(|log_bytes| Cost { log_bytes: *log_bytes, memory_bytes: 1 }).collect();
+            while let Some(range) = plan_settle(&splits) {
+                prop_assert!(range.len() > 1);
+                let log_bytes = splits[range.clone()].iter().map(|cost| cost.log_bytes).sum();
+                splits.splice(range, [Cost { log_bytes, memory_bytes: 1 }]);
+            }
+            prop_assert!(splits.len() <= 24, "{}", splits.len());
+            prop_assert_eq!(splits.iter().map(|s| s.log_bytes).sum::<u64>(), arrivals.iter().sum::<u64>());
+        }
+
+        #[test]
+        fn their_number_stays_small(arrivals in prop::collection::vec(prop_oneof![1_u64..2_000, 1_u64..8_000_000], 0..600)) {
+            let (splits, _) = live_through(&arrivals);
+            prop_assert!(splits.len() <= SPLITS_MAX, "{}", splits.len());
+            prop_assert_eq!(splits.iter().map(|s| s.log_bytes).sum::<u64>(), arrivals.iter().sum::<u64>());
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Search over hot log and archive against a naive reference that tokenises every message: hot, archived, trimmed,
+//! half and half, page by page, and while the archive moves on under the searches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thermocline_config::{CacheConfig, LogConfig, SearchConfig, StoreConfig, TieringConfig};
+use thermocline_ingest::clock::{Clock, SystemClock};
+use thermocline_ingest::log::HotLog;
+use thermocline_ingest::metadata::MetadataStore;
+use thermocline_ingest::metrics::IngestMetrics;
+use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicName};
+use thermocline_ingest::record::BatchEncoder;
+use thermocline_ingest::topics::{Topic, Topics};
+use thermocline_query::search::{Hit, Search, SearchRequest, SearchResponse, Sort, TotalRelation};
+use thermocline_tiering::metrics::TieringMetrics;
+use thermocline_tiering::reader::TieredReader;
+use thermocline_tiering::store::ColdStore;
+use thermocline_tiering::worker::{Tiering, TieringOptions};
+use tokio_util::sync::CancellationToken;
+
+const PARTITIONS: i32 = 3;
+const BATCH: usize = 10;
+/// 2015-05-17
+const DAY: i64 = 1_431_820_800_000;
+/// Longest wait for the live index before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const WORDS: [&str; 12] =
+    ["parcel", "lost", "late", "paid", "refund", "Zürich", "order", "stock", "empty", "cancelled", "twice", "again"];
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+struct Message {
+    partition: i32,
+    offset: i64,
+    timestamp: i64,
+    key: String,
+    value: Option<String>,
+}
+
+struct Broker {
+    topic: Arc<Topic>,
+    tiering: Arc<Tiering>,
+    search: Arc<Search>,
+    messages: Vec<Message>,
+    shutdown: CancellationToken,
+    log: Arc<HotLog>,
+    _folder: tempfile::TempDir,
+}
+
+impl Broker {
+    async fn start() -> Result<Self, Failure> {
+        let folder = tempfile::tempdir()?;
+        let registry = prometheus::Registry::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let log_config = LogConfig::default();
+        let metrics = Arc::new(IngestMetrics::new(&registry)?);
+        let log = HotLog::open(folder.path().join("log"), log_config.clone(), clock.clone(), metrics)?;
+        let store = Arc::new(MetadataStore::open(&folder.path().join("metadata.redb"))?);
+        let broker_epoch = store.next_broker_epoch()?;
+        let topics = Arc::new(Topics::open(store, log.clone(), log_config)?);
+        let overrides = BTreeMap::from([("search.positions".to_owned(), "true".to_owned())]);
+        let topic = topics.create(&TopicName::new("orders")?, PARTITIONS, overrides)?;
+        let tiering = Tiering::open(TieringOptions {
+            config: TieringConfig::default(),
+            cache: CacheConfig::default(),
+            store: ColdStore::open(&StoreConfig::default(), folder.path())?,
+            topics,
+            clock: clock.clone(),
+            metrics: Arc::new(TieringMetrics::new(&registry)?),
+            broker_epoch,
+        })
+        .await?;
+        let reader = Arc::new(TieredReader::new(tiering.clone(), &CacheConfig::default()));
+        let scratch = folder.path().join("live");
+        let search = Search::new(SearchConfig::default(), tiering.clone(), reader, scratch, clock, &registry)?;
+        let shutdown = CancellationToken::new();
+        tokio::spawn(search.clone().run(shutdown.clone()));
+        Ok(Self { topic, tiering, search, messages: Vec::new(), shutdown, log, _folder: folder })
+    }
+
+    /// Produces `count` messages, round robin over the partitions, and waits until they are acked.
+    async fn produce(&mut self, count: usize) -> Result<(), Failure> {
+        for partition in 0..PARTITIONS {
+            let log = self.topic.partition(PartitionId(partition)).ok_or("no such partition")?.clone();
+            let first = log.log_end_offset().0;
+            let here = self.messages.len();
+            let share = count / PARTITIONS as usize;
+            self.messages.extend((0..share as i64).map(|i| message(partition, first + i)));
+            for batch in self.messages[here..].chunks(BATCH) {
+                let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+                for (delta, message) in (0..).zip(batch) {
+                    let (key, value) = (message.key.as_bytes(), message.value.as_deref().map(str::as_bytes));
+                    let timestamp = Timestamp(message.timestamp);
+                    encoder.push(Offset(delta), timestamp, Some(key), value, std::iter::empty());
+                }
+                let batch = encoder.finish().ok_or("an empty batch")?;
+                let log = log.clone();
+                tokio::task::spawn_blocking(move || log.append(&batch)).await??;
+            }
+            log.committed(log.log_end_offset()).await?;
+        }
+        Ok(())
+    }
+
+    async fn indexed(&self) -> Result<(), Failure> {
+        let behind = || {
+            let mut partitions = self.topic.partitions.iter();
+            partitions.any(|partition| self.search.indexed_through(partition) < partition.high_watermark())
+        };
+        let wait = async {
+            while behind() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        Ok(tokio::time::timeout(PATIENCE, wait).await?)
+    }
+
+    async fn archive(&self, trim: bool) -> Result<(), Failure> {
+        self.tiering.archive_now(&self.topic, trim).await?;
+        for partition in &self.topic.partitions {
+            let end = partition.high_watermark();
+            assert_eq!(self.tiering.manifest(partition).archived_through(), end);
+            if trim {
+                assert_eq!(partition.local_start_offset(), end);
+            }
+        }
+        Ok(())
+    }
+
+    async fn page(&self, request: SearchRequest) -> Result<SearchResponse, Failure> {
+        Ok(self.search.search(request).await?)
+    }
+
+    async fn all_pages(&self, mut request: SearchRequest) -> Result<Vec<Hit>, Failure> {
+        let mut hits = Vec::new();
+        loop {
+            let page = self.page(request.clone()).await?;
+            hits.extend(page.hits);
+            request.cursor = page.cursor;
+            if request.cursor.is_none() {
+                return Ok(hits);
+            }
+        }
+    }
+
+    /// Every word, both orders, in one page and in many, with and without a time range.
+    async fn check(&self, stage: &str) -> Result<(), Failure> {
+        for word in WORDS.iter().chain(&["k3", "nowhere"]) {
+            let expected = self.expected(word, None);
+            let page = self.page(request(word, 10_000)).await?;
+            assert_eq!(places(&page.hits), expected, "{stage}: {word}");
+            assert_eq!((page.total, page.relation), (expected.len() as u64, TotalRelation::Exact), "{stage}: {word}");
+            assert_eq!(page.cursor, None);
+            self.check_bodies(&page.hits);
+            assert_eq!(places(&self.all_pages(request(word, 7)).await?), expected, "{stage}: {word}, in pages");
+
+            let mut oldest = request(word, 11);
+            oldest.sort = Sort::OldestFirst;
+            let mut ascending = expected.clone();
+            ascending.sort_by_key(|(timestamp, partition, offset)| (*timestamp, *partition, *offset));
+            assert_eq!(places(&self.all_pages(oldest).await?), ascending, "{stage}: {word}, oldest first");
+
+            let range = (DAY + 20_000, DAY + 95_000);
+            let mut ranged = request(word, 5);
+            (ranged.from, ranged.to) = (Some(Timestamp(range.0)), Some(Timestamp(range.1)));
+            let hits = self.all_pages(ranged).await?;
+            assert_eq!(places(&hits), self.expected(word, Some(range)), "{stage}: {word}, in a range");
+        }
+        let everything = self.all_pages(request("", 100)).await?;
+        assert_eq!(everything.len(), self.messages.len(), "{stage}: every message");
+        Ok(())
+    }
+
+    fn expected(&self, word: &str, range: Option<(i64, i64)>) -> Vec<(i64, i32, i64)> {
+        let word = word.to_lowercase();
+        let in_range = |message: &&Message| range.is_none_or(|(from, to)| (from..to).contains(&message.timestamp));
+        let mut places: Vec<_> = self
+            .messages
+            .iter()
+            .filter(in_range)
+            .filter(|message| message.value.iter().flat_map(|value| words(value)).any(|other| other == word))
+            .map(|message| (message.timestamp, message.partition, message.offset))
+            .collect();
+        places.sort_by_key(|(timestamp, partition, offset)| (-timestamp, *partition, *offset));
+        places
+    }
+
+    fn check_bodies(&self, hits: &[Hit]) {
+        for hit in hits {
+            let (partition, offset) = (hit.partition.0, hit.record.offset.0);
+            let message = self.messages.iter().find(|m| (m.partition, m.offset) == (partition, offset));
+            let message = message.unwrap_or_else(|| panic!("{partition} {offset} was never produced"));
+            assert_eq!(hit.record.value.as_deref(), message.value.as_deref().map(str::as_bytes));
+            assert_eq!(hit.record.key.as_deref(), Some(message.key.as_bytes()));
+        }
+    }
+
+    async fn stop(self) -> Result<(), Failure> {
+        self.shutdown.cancel();
+        let log = self.log.clone();
+        tokio::task::spawn_blocking(move || log.close()).await??;
+        Ok(())
+    }
+}
+
+/// What the analyser does: runs of letters and digits, in lower case.
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
+}
+
+/// A message with a few words that depend on its place alone; some share a timestamp, some have no value.
+fn message(partition: i32, offset: i64) -> Message {
+    let mut state = (offset as u64).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(partition as u64 + 1);
+    let mut next = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    let count = next(5);
+    let words: Vec<&str> = (0..count).map(|_| WORDS[next(WORDS.len())]).collect();
+    let value =
+        (next(10) > 0).then(|| format!("{}: k{}, {}.", words.join(" "), next(8), words.join("-").to_uppercase()));
+    Message { partition, offset, timestamp: DAY + offset / 3 * 1000, key: format!("key-{offset}"), value }
+}
+
+fn request(query: &str, limit: usize) -> SearchRequest {
+    SearchRequest {
+        query: query.to_owned(),
+        topics: Vec::new(),
+        from: None,
+        to: None,
+        limit,
+        sort: Sort::NewestFirst,
+        cursor: None,
+    }
+}
+
+fn places(hits: &[Hit]) -> Vec<(i64, i32, i64)> {
+    hits.iter().map(|hit| (hit.record.timestamp.0, hit.partition.0, hit.record.offset.0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tiers_answer_as_one() -> Result<(), Failure> {
+    let mut broker = Broker::start().await?;
+    broker.check("nothing yet").await?;
+
+    broker.produce(240).await?;
+    broker.indexed().await?;
+    broker.check("hot").await?;
+    let hot = broker.page(request("parcel", 10)).await?;
+    assert!(hot.stats.hot_docs >= 240, "{:?}", hot.stats);
+
+    broker.archive(false).await?;
+    broker.check("archived, still in the log").await?;
+
+    broker.produce(120).await?;
+    broker.indexed().await?;
+    broker.check("half and half").await?;
+
+    broker.archive(true).await?;
+    broker.check("trimmed").await?;
+
+    broker.produce(60).await?;
+    broker.indexed().await?;
+    broker.check("trimmed, with new messages").await?;
+    broker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_is_found_once_while_the_archive_moves() -> Result<(), Failure> {
+    let mut broker = Broker::start().await?;
+    for (round, word) in WORDS.iter().enumerate().take(6) {
+        broker.produce(150).await?;
+        broker.indexed().await?;
+        let expected = broker.expected(word, None);
+        let archive = broker.archive(round % 2 == 1);
+        tokio::pin!(archive);
+        let mut archived = false;
+        while !archived {
+            let whole = async {
+                let page = broker.page(request(word, 10_000)).await?;
+                let pages = broker.all_pages(request(word, 9)).await?;
+                Ok::<_, Failure>((places(&page.hits), page.total, places(&pages)))
+            };
+            tokio::pin!(whole);
+            // The search goes on to its end whatever the archive does in the meantime.
+            let (page, total, pages) = loop {
+                tokio::select! {
+                    result = &mut archive, if !archived => { result?; archived = true; }
+                    found = &mut whole => break found?,
+                }
+            };
+            assert_eq!(page, expected, "round {round}: {word}");
+            assert_eq!(total, expected.len() as u64, "round {round}: {word}");
+            assert_eq!(pages, expected, "round {round}: {word}, in pages");
+        }
+    }
+    broker.check("in the end").await?;
+    broker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn phrases_scores_and_refusals() -> Result<(), Failure> {
+    let mut broker = Broker::start().await?;
+    broker.produce(300).await?;
+    broker.archive(false).await?;
+    broker.produce(90).await?;
+    broker.indexed().await?;
+
+    let phrase = broker.all_pages(request("\"lost late\"", 6)).await?;
+    let follows = |message: &&Message| {
+        let words: Vec<String> = message.value.iter().flat_map(|value| words(value)).collect();
+        words.windows(2).any(|pair| pair[0] == "lost" && pair[1] == "late")
+    };
+    assert_eq!(phrase.len(), broker.messages.iter().filter(follows).count());
+
+    let mut by_score = request("parcel OR lost", 25);
+    by_score.sort = Sort::Score;
+    let hits = broker.all_pages(by_score).await?;
+    let scores: Vec<f32> = hits.iter().filter_map(|hit| hit.score).collect();
+    assert_eq!(scores.len(), hits.len());
+    assert!(scores.is_sorted_by(|a, b| a >= b));
+    let either = |message: &&Message| {
+        message.value.iter().flat_map(|value| words(value)).any(|word| word == "parcel" || word == "lost")
+    };
+    assert_eq!(hits.len(), broker.messages.iter().filter(either).count());
+
+    for bad in ["colour:red", "pa*el", "(lost", "value:/x/"] {
+        assert!(broker.search.search(request(bad, 1)).await.is_err(), "{bad}");
+    }
+    let mut unknown = request("lost", 1);
+    unknown.topics = vec![TopicName::new("nowhere")?];
+    assert!(broker.search.search(unknown).await.is_err());
+    assert!(broker.search.search(request("lost", usize::MAX)).await.is_err());
+    broker.stop().await
+}

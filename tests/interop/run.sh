@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Interop checks against programs this project did not write: kcat, confluent-kafka (librdkafka), pyarrow, duckdb.
+#
+#   tests/interop/run.sh BROKER S3_SERVER [KILL9_ROUNDS]
+#
+# BROKER is the thermocline binary, S3_SERVER the example s3-server. What is missing is installed: kcat by apt, Python
+# packages into a folder under ${XDG_CACHE_HOME:-~/.cache}/thermocline. Everything listens on loopback, on ports the
+# system picks. The real files come from THERMOCLINE_DATA (default: shared/data beside the clone).
+set -euo pipefail
+
+if [ $# -lt 2 ] || [ $# -gt 3 ]; then
+    echo "usage: $0 BROKER S3_SERVER [KILL9_ROUNDS]" >&2
+    exit 2
+fi
+broker=$(realpath "$1")
+s3_server=$(realpath "$2")
+rounds=${3:-50}
+here=$(cd "$(dirname "$0")" && pwd)
+
+install_kcat() {
+    command -v kcat >/dev/null && return
+    local apt=(apt-get)
+    if [ "$(id -u)" -ne 0 ]; then apt=(sudo apt-get); fi
+    "${apt[@]}" install -y --no-install-recommends kcat >/dev/null 2>&1 && return
+    "${apt[@]}" update >/dev/null
+    "${apt[@]}" install -y --no-install-recommends kcat >/dev/null
+}
+
+# One environment per set of requirements; a half-made one has no stamp and is made again.
+python_environment() {
+    local wanted cache
+    wanted=$(sha256sum "$here/requirements.txt" | cut -c1-16)
+    cache="${XDG_CACHE_HOME:-$HOME/.cache}/thermocline"
+    venv="$cache/interop-$wanted"
+    [ -e "$venv/complete" ] && return
+    mkdir -p "$cache"
+    python3 -m venv --clear "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+    touch "$venv/complete"
+}
+
+install_kcat
+python_environment
+python="$venv/bin/python"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the interop checks need Python 3.11 or newer")'
+
+echo "== real files, cold tier in a folder"
+"$python" "$here/real_files.py" --broker "$broker"
+echo "== real files, cold tier on S3"
+"$python" "$here/real_files.py" --broker "$broker" --s3-server "$s3_server"
+echo "== kill -9"
+"$python" "$here/kill9.py" --broker "$broker" --rounds "$rounds"

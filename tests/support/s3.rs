@@ -1,0 +1,58 @@
+//! An S3 server over a folder, speaking HTTP on loopback: a bucket is a folder, an object is a file.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder as ConnectionBuilder;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s_fs::FileSystem;
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// The one key pair the server knows.
+pub const ACCESS_KEY: &str = "thermocline-test";
+pub const SECRET_KEY: &str = "thermocline-test-secret";
+
+/// A running server; dropping it ends it and its connections.
+pub struct S3Server {
+    addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl S3Server {
+    /// Serves `folder`, in which every bucket has been made as a folder.
+    pub async fn start(folder: &Path, listen: SocketAddr) -> io::Result<Self> {
+        let files = FileSystem::new(folder).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let mut builder = S3ServiceBuilder::new(files);
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let listener = TcpListener::bind(listen).await?;
+        let addr = listener.local_addr()?;
+        Ok(Self { addr, task: tokio::spawn(accept(listener, builder.build())) })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, service: S3Service) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let service = service.clone();
+        connections.spawn(async move {
+            let http = ConnectionBuilder::new(TokioExecutor::new());
+            // A client that hangs up is no concern of the server.
+            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}

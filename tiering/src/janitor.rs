@@ -1,0 +1,191 @@
+//! The only code that deletes objects. It never deletes what the newest manifest of a partition names.
+//!
+//! | what goes | when |
+//! |---|---|
+//! | objects of expired data files | right after the manifest commit that dropped them |
+//! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`] |
+//! | orphans: named like our objects, in a live partition's folders, not named by its newest manifest | when older than `tiering.orphan_min_age` by the store's own date |
+//! | everything of a deleted topic | once it is marked with a tombstone; the tombstone goes last |
+//!
+//! # Invariants
+//! 1. Orphans are listed first and the manifest is loaded from the store afterwards, both while the partition's
+//!    commits are locked out: an object that the listing shows and no manifest names is not about to be named by this
+//!    broker. `orphan_min_age` keeps clear of the uploads of another one.
+//! 2. A manifest of a higher epoch than ours means that we were replaced: nothing of that partition is deleted.
+//! 3. Objects whose names this program would not give are left alone.
+//!
+//! # Crashes
+//!
+//! | died here | then |
+//! |---|---|
+//! | files dropped from the manifest, objects not deleted | orphans, collected when old enough |
+//! | topic deleted, tombstone not yet written | its objects stay behind: nothing in the bucket says that they may go |
+//! | tombstone written | deletion goes on with the next sweep, by any broker whose catalogue lacks the topic |
+//!
+//! # Thin for now
+//! Folders of topics that are neither in the catalogue nor marked are never touched, for they may belong to another
+//! broker. Staging files of the local file system and incomplete multipart uploads are not visible to listings and
+//! are not collected.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectMeta;
+use object_store::path::Path as ObjectPath;
+use thermocline_ingest::clock::Clock;
+use thermocline_ingest::model::{Offset, TopicId, TopicName};
+
+use crate::manifest::{Change, CommitOutcome, ManifestError, ManifestHead, ManifestStore, ObjectRef};
+use crate::metrics::TieringMetrics;
+use crate::paths::{self, ObjectKind, PartitionPath};
+use crate::store::{ColdStore, StoreError};
+
+/// Manifest versions of a partition that stay, the newest included.
+pub const MANIFEST_VERSIONS_KEPT: usize = 8;
+/// Deletes under way at once.
+const DELETES_IN_FLIGHT: usize = 8;
+
+/// Why the janitor stopped; what it had not done yet it does in its next round.
+#[derive(Debug, thiserror::Error)]
+pub enum JanitorError {
+    #[error("tidying the store")]
+    Store(#[from] StoreError),
+    #[error("tidying the store")]
+    Manifest(#[from] ManifestError),
+}
+
+/// Deletes what has become unreachable.
+#[derive(Clone)]
+pub struct Janitor {
+    store: ColdStore,
+    manifests: ManifestStore,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<TieringMetrics>,
+    orphan_min_age_ms: i64,
+}
+
+impl Janitor {
+    pub fn new(
+        store: ColdStore,
+        manifests: ManifestStore,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<TieringMetrics>,
+        orphan_min_age_ms: i64,
+    ) -> Self {
+        Self { store, manifests, clock, metrics, orphan_min_age_ms }
+    }
+
+    /// Drops the data files that end below `log_start` from the manifest, then deletes their objects. `publish` is
+    /// called in between, so that no reader starts on what is about to go.
+    pub async fn expire(
+        &self,
+        head: &mut ManifestHead,
+        log_start: Offset,
+        publish: &(dyn Fn(&ManifestHead) + Send + Sync),
+    ) -> Result<(), JanitorError> {
+        let kept_from = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+        if kept_from == 0 {
+            return Ok(());
+        }
+        match self.manifests.commit(head, Change::RaiseLogStart(log_start)).await? {
+            // Decided again in the next round, from the newer manifest.
+            CommitOutcome::Superseded(newest) => {
+                *head = newest;
+                publish(head);
+            }
+            CommitOutcome::Committed(next) => {
+                let kept: HashSet<&str> = next.objects().map(|object| object.key.as_str()).collect();
+                let dropped: Vec<_> =
+                    head.objects().filter(|object| !kept.contains(object.key.as_str())).map(ObjectRef::path).collect();
+                self.metrics.expired_files.inc_by(kept_from as u64);
+                *head = next;
+                publish(head);
+                self.delete_all(dropped).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes old manifest versions. The caller holds the partition's commits.
+    pub async fn trim_versions(&self, path: &PartitionPath) -> Result<(), JanitorError> {
+        let newest = self.manifests.load(path).await?;
+        if newest.manifest().epoch > self.manifests.epoch() {
+            return Ok(());
+        }
+        let mut versions = self.manifests.versions(path).await?;
+        versions.retain(|(version, _)| *version < newest.manifest().version);
+        versions.truncate((versions.len() + 1).saturating_sub(MANIFEST_VERSIONS_KEPT));
+        Ok(self.delete_all(versions.into_iter().map(|(_, meta)| meta.location).collect()).await?)
+    }
+
+    /// Deletes objects that no manifest names and that are old enough. The caller holds the partition's commits.
+    pub async fn collect_orphans(&self, path: &PartitionPath) -> Result<(), JanitorError> {
+        let mut listed = Vec::new();
+        for kind in ObjectKind::ALL {
+            listed.extend(self.store.list_folder(&path.folder(kind)).await?.0);
+        }
+        let newest = self.manifests.load(path).await?;
+        if newest.manifest().epoch > self.manifests.epoch() {
+            return Ok(());
+        }
+        let named: HashSet<ObjectPath> = newest.objects().map(ObjectRef::path).collect();
+        let is_orphan = |meta: &ObjectMeta| {
+            let age_ms = self.clock.now().0.saturating_sub(meta.last_modified.timestamp_millis());
+            !named.contains(&meta.location)
+                && path.parse_object(&meta.location).is_some()
+                && age_ms >= self.orphan_min_age_ms
+        };
+        let (mut orphans, mut bytes) = (Vec::new(), 0);
+        for meta in listed.into_iter().filter(is_orphan) {
+            bytes += meta.size;
+            orphans.push(meta.location);
+        }
+        if !orphans.is_empty() {
+            tracing::info!(partition = %path.root(), objects = orphans.len(), bytes, "collecting orphans");
+            self.delete_all(orphans).await?;
+            self.metrics.orphan_bytes.inc_by(bytes);
+        }
+        Ok(())
+    }
+
+    /// Marks a topic as deleted, then deletes what it has in the store. The caller has stopped its archive jobs.
+    pub async fn remove_topic(&self, topic: &TopicName, id: TopicId) -> Result<(), JanitorError> {
+        if self.store.list(&paths::topic_root(topic, id)).await?.is_empty() {
+            return Ok(());
+        }
+        let mark = format!("{{\"format_version\":1,\"deleted_at_ms\":{}}}\n", self.clock.now());
+        self.store.create(&paths::tombstone(topic, id), mark.into()).await?;
+        self.finish_removal(topic, id).await
+    }
+
+    /// Goes on with deletions that were cut off. `is_live` says which topics exist.
+    pub async fn finish_removals(&self, is_live: impl Fn(TopicId) -> bool) -> Result<(), JanitorError> {
+        let (_, folders) = self.store.list_folder(&paths::topics_root()).await?;
+        for (topic, id) in folders.iter().filter_map(paths::parse_topic_root) {
+            if !is_live(id) && self.store.size_bytes(&paths::tombstone(&topic, id)).await?.is_some() {
+                self.finish_removal(&topic, id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish_removal(&self, topic: &TopicName, id: TopicId) -> Result<(), JanitorError> {
+        let tombstone = paths::tombstone(topic, id);
+        let objects = self.store.list(&paths::topic_root(topic, id)).await?;
+        let keys = objects.into_iter().map(|meta| meta.location).filter(|key| *key != tombstone).collect();
+        self.delete_all(keys).await?;
+        Ok(self.store.delete(&tombstone).await?)
+    }
+
+    async fn delete_all(&self, keys: Vec<ObjectPath>) -> Result<(), StoreError> {
+        futures::stream::iter(keys)
+            .map(async |key| self.store.delete(&key).await)
+            .buffer_unordered(DELETES_IN_FLIGHT)
+            .try_collect::<()>()
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! The one reader: a partition is one log, wherever its bytes lie. Hot or cold is decided in [`route`].
+//!
+//! Invariants:
+//! - Offsets at or above the local start are read from the hot log, those below from the archive; both hold the same
+//!   records where they overlap, so a reader that crosses the border sees each record once.
+//! - The local copy may be trimmed between deciding and reading. The hot log then says so (`BelowLocalStart`), and the
+//!   read is routed once more: trimming happens only after the archive has committed.
+//! - A data file may be replaced or expire while it is read. A failed cold read is therefore tried once more if the
+//!   manifest has changed meanwhile.
+//! - One answer comes from one tier; it may end at the border.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use thermocline_ingest::log::Partition;
+use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
+use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, TimestampedOffset};
+use thermocline_ingest::record::{
+    BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record, split_batches,
+};
+use tokio::task::spawn_blocking;
+
+use crate::cold::{ColdError, ColdReader};
+use crate::manifest::Manifest;
+use crate::worker::Tiering;
+
+/// How often a read starts over because a tier changed under it.
+const ATTEMPTS_MAX: usize = 3;
+
+/// A record with everything it carries, owned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedRecord {
+    pub offset: Offset,
+    pub timestamp: Timestamp,
+    pub timestamp_type: TimestampType,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+/// Reads every partition, hot and cold.
+pub struct TieredReader {
+    tiering: Arc<Tiering>,
+    cold: ColdReader,
+}
+
+/// Where an offset is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Hot,
+    Cold,
+}
+
+/// The offsets between which a partition can be read, at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    log_start: Offset,
+    local_start: Offset,
+    /// exclusive
+    log_end: Offset,
+}
+
+impl Bounds {
+    fn of(partition: &Partition) -> Self {
+        Self {
+            log_start: partition.log_start_offset(),
+            local_start: partition.local_start_offset(),
+            log_end: partition.log_end_offset(),
+        }
+    }
+
+    /// Hot or cold; `None` where the offset lies outside the log.
+    fn route(&self, offset: Offset) -> Option<Tier> {
+        if offset < self.log_start || offset > self.log_end {
+            None
+        } else if offset >= self.local_start {
+            Some(Tier::Hot)
+        } else {
+            Some(Tier::Cold)
+        }
+    }
+}
+
+/// Which tier holds `offset` of `partition`: the one place that decides.
+pub fn route(partition: &Partition, offset: Offset) -> Result<Tier, ReadError> {
+    let bounds = Bounds::of(partition);
+    bounds.route(offset).ok_or_else(|| ReadError::OutOfRange {
+        partition: partition.topic_partition().clone(),
+        offset,
+        log_start: bounds.log_start,
+        log_end: bounds.log_end,
+    })
+}
+
+impl TieredReader {
+    pub fn new(tiering: Arc<Tiering>, config: &thermocline_config::CacheConfig) -> Self {
+        let cold = ColdReader::new(tiering.blocks().clone(), config);
+        Self { tiering, cold }
+    }
+
+    /// The records at exactly these offsets (strictly ascending), each from log or Parquet page; `None` where there is none
+    /// (deleted, expired, or kept raw).
+    pub async fn records(
+        &self,
+        partition: &Arc<Partition>,
+        offsets: &[Offset],
+    ) -> Result<Vec<Option<OwnedRecord>>, ReadError> {
+        let bounds = Bounds::of(partition);
+        let below_local = offsets.partition_point(|offset| *offset < bounds.local_start);
+        let (cold, hot) = offsets.split_at(below_local);
+        let mut found = self.cold_records(partition, cold, bounds.log_start).await?;
+        let (log, wanted) = (partition.clone(), hot.to_vec());
+        let read = self.blocking(partition, move || hot_records(&log, &wanted)).await?;
+        found.extend(read.records);
+        // Trimmed while we read: the archive has them.
+        let trimmed: Vec<Offset> = read.trimmed.iter().filter_map(|at| hot.get(*at).copied()).collect();
+        let moved = self.cold_records(partition, &trimmed, bounds.log_start).await?;
+        for (at, record) in read.trimmed.into_iter().zip(moved) {
+            if let Some(slot) = found.get_mut(below_local + at) {
+                *slot = record;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn cold_records(
+        &self,
+        partition: &Arc<Partition>,
+        offsets: &[Offset],
+        log_start: Offset,
+    ) -> Result<Vec<Option<OwnedRecord>>, ReadError> {
+        let expired = offsets.partition_point(|offset| *offset < log_start);
+        let (_, offsets) = offsets.split_at(expired);
+        let mut found = vec![None; expired];
+        if offsets.is_empty() {
+            return Ok(found);
+        }
+        let manifest = self.tiering.manifest(partition);
+        match self.cold.records(&manifest, offsets).await {
+            Ok(records) => found.extend(records),
+            Err(error) => {
+                let current = self.changed_since(partition, &manifest, error)?;
+                let records = self.cold.records(&current, offsets).await;
+                found.extend(records.map_err(|error| cold_error(partition, error))?);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn read_cold(&self, partition: &Arc<Partition>, range: &ReadRange) -> Result<BatchRun, ReadError> {
+        let manifest = self.tiering.manifest(partition);
+        match self.cold.read(&manifest, range).await {
+            Ok(run) => Ok(run),
+            Err(error) => {
+                let current = self.changed_since(partition, &manifest, error)?;
+                self.cold.read(&current, range).await.map_err(|error| cold_error(partition, error))
+            }
+        }
+    }
+
+    async fn ask_cold(
+        &self,
+        partition: &Arc<Partition>,
+        question: Question,
+        within: Range<Offset>,
+    ) -> Result<Option<TimestampedOffset>, ReadError> {
+        if within.is_empty() {
+            return Ok(None);
+        }
+        let manifest = self.tiering.manifest(partition);
+        match question.ask(&self.cold, &manifest, within.clone()).await {
+            Ok(place) => Ok(place),
+            Err(error) => {
+                let current = self.changed_since(partition, &manifest, error)?;
+                question.ask(&self.cold, &current, within).await.map_err(|error| cold_error(partition, error))
+            }
+        }
+    }
+
+    /// The manifest of now if it is another than the one under which a read failed; the error otherwise.
+    fn changed_since(
+        &self,
+        partition: &Partition,
+        before: &Manifest,
+        error: ColdError,
+    ) -> Result<Arc<Manifest>, ReadError> {
+        let current = self.tiering.manifest(partition);
+        if current.version == before.version { Err(cold_error(partition, error)) } else { Ok(current) }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        partition: &Arc<Partition>,
+        work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        match spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(stopped) => Err(cold_error(partition, ColdError::Stopped(stopped))),
+        }
+    }
+
+    /// Asks the archive below the local start and then the hot log, until the border stood still in between; the last
+    /// attempt asks the archive for all it has, which needs no border.
+    async fn ask_both(
+        &self,
+        partition: &Arc<Partition>,
+        question: Question,
+    ) -> Result<Option<TimestampedOffset>, ReadError> {
+        let mut attempt = 1;
+        loop {
+            let bounds = Bounds::of(partition);
+            let is_last = attempt >= ATTEMPTS_MAX;
+            let end = if is_last { self.tiering.manifest(partition).archived_through() } else { bounds.local_start };
+            let cold = self.ask_cold(partition, question, bounds.log_start..end).await?;
+            if cold.is_some() && question.first_tier_decides() {
+                return Ok(cold);
+            }
+            let log = partition.clone();
+            let hot = self.blocking(partition, move || question.ask_hot(&log)).await?;
+            if is_last || partition.local_start_offset() == bounds.local_start {
+                return Ok(later(cold, hot));
+            }
+            attempt += 1;
+        }
+    }
+}
+
+/// A question about places in time.
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    /// The first record at or after it.
+    AtOrAfter(Timestamp),
+    /// The record with the largest timestamp.
+    Latest,
+}
+
+impl Question {
+    async fn ask(
+        self,
+        cold: &ColdReader,
+        manifest: &Manifest,
+        within: Range<Offset>,
+    ) -> Result<Option<TimestampedOffset>, ColdError> {
+        match self {
+            Self::AtOrAfter(timestamp) => cold.offset_for_timestamp(manifest, timestamp, within).await,
+            Self::Latest => cold.max_timestamp(manifest, within).await,
+        }
+    }
+
+    /// Blocking.
+    fn ask_hot(self, log: &Partition) -> Result<Option<TimestampedOffset>, ReadError> {
+        match self {
+            Self::AtOrAfter(timestamp) => log.offset_for_timestamp(timestamp),
+            Self::Latest => log.max_timestamp(),
+        }
+    }
+
+    /// Whether an answer from the archive, which comes first in offset order, makes the hot log's irrelevant.
+    fn first_tier_decides(self) -> bool {
+        matches!(self, Self::AtOrAfter(_))
+    }
+}
+
+#[async_trait]
+impl LogReader for TieredReader {
+    async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<BatchRun, ReadError> {
+        if route(partition, range.from)? == Tier::Hot {
+            let (log, wanted) = (partition.clone(), range.clone());
+            match self.blocking(partition, move || log.read(&wanted)).await {
+                // Trimmed just now: what was hot is in the archive.
+                Err(ReadError::BelowLocalStart { .. }) => {}
+                answer => return answer,
+            }
+            route(partition, range.from)?;
+        }
+        self.read_cold(partition, &range).await
+    }
+
+    async fn offset_for_timestamp(
+        &self,
+        partition: &Arc<Partition>,
+        timestamp: Timestamp,
+    ) -> Result<Option<TimestampedOffset>, ReadError> {
+        self.ask_both(partition, Question::AtOrAfter(timestamp)).await
+    }
+
+    async fn max_timestamp(&self, partition: &Arc<Partition>) -> Result<Option<TimestampedOffset>, ReadError> {
+        self.ask_both(partition, Question::Latest).await
+    }
+}
+
+/// The one with the larger timestamp; of equal ones that with the smaller offset.
+fn later(a: Option<TimestampedOffset>, b: Option<TimestampedOffset>) -> Option<TimestampedOffset> {
+    [a, b].into_iter().flatten().max_by_key(|place| (place.timestamp, std::cmp::Reverse(place.offset)))
+}
+
+fn cold_error(partition: &Partition, source: ColdError) -> ReadError {
+    ReadError::Cold { partition: partition.topic_partition().clone(), source: Box::new(source) }
+}
+
+impl From<&Record<'_>> for OwnedRecord {
+    fn from(record: &Record<'_>) -> Self {
+        let header = |(key, value): (&str, Option<&[u8]>)| (key.to_owned(), value.map(Bytes::copy_from_slice));
+        Self {
+            offset: record.offset,
+            timestamp: record.timestamp,
+            timestamp_type: record.timestamp_type,
+            key: record.key.map(Bytes::copy_from_slice),
+            value: record.value.map(Bytes::copy_from_slice),
+            headers: record.headers.iter().map(header).collect(),
+        }
+    }
+}
+
+/// Records found in the hot log, and the places in the request that were trimmed away meanwhile.
+struct HotRecords {
+    records: Vec<Option<OwnedRecord>>,
+    trimmed: Vec<usize>,
+}
+
+/// Reads each batch that holds a wanted offset once. Blocking.
+fn hot_records(partition: &Partition, offsets: &[Offset]) -> Result<HotRecords, ReadError> {
+    let mut decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
+    let mut found = HotRecords { records: vec![None; offsets.len()], trimmed: Vec::new() };
+    let mut at = 0;
+    while let Some(offset) = offsets.get(at).copied() {
+        let range = ReadRange { from: offset, until: offset.next(), max_bytes: 1, at_least_one: true };
+        let mut next = at + 1;
+        match partition.read(&range) {
+            Ok(run) => {
+                for batch in run.chunks.into_iter().flat_map(split_batches) {
+                    // What cannot be decoded has no records to show, as in the archive.
+                    let Ok(batch) = batch else { continue };
+                    let Ok(header) = BatchHeader::read(&batch) else { continue };
+                    let pick = |record: Record<'_>| -> Result<(), BatchError> {
+                        let slot = offsets.binary_search(&record.offset).ok();
+                        if let Some(slot) = slot.and_then(|at| found.records.get_mut(at)) {
+                            *slot = Some(OwnedRecord::from(&record));
+                        }
+                        Ok(())
+                    };
+                    if let Err(error) = decoder.for_each(&batch, pick) {
+                        tracing::debug!(%offset, %error, "a batch in the hot log cannot be decoded");
+                    }
+                    next = next.max(offsets.partition_point(|wanted| *wanted <= header.last_offset()));
+                }
+            }
+            Err(ReadError::BelowLocalStart { .. }) => found.trimmed.push(at),
+            Err(ReadError::OutOfRange { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        at = next;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_border_between_hot_and_cold() {
+        let bounds = Bounds { log_start: Offset(10), local_start: Offset(50), log_end: Offset(80) };
+        let tiers = [9, 10, 49, 50, 79, 80, 81].map(|offset| bounds.route(Offset(offset)));
+        let (hot, cold) = (Some(Tier::Hot), Some(Tier::Cold));
+        assert_eq!(tiers, [None, cold, cold, hot, hot, hot, None]);
+        let all_local = Bounds { local_start: Offset(10), ..bounds };
+        assert_eq!(all_local.route(Offset(10)), hot);
+        let nothing_local = Bounds { local_start: Offset(80), ..bounds };
+        assert_eq!([79, 80].map(|offset| nothing_local.route(Offset(offset))), [cold, hot]);
+    }
+
+    #[test]
+    fn the_later_place_wins_and_of_equal_ones_the_first() {
+        let place =
+            |offset, timestamp| Some(TimestampedOffset { offset: Offset(offset), timestamp: Timestamp(timestamp) });
+        assert_eq!(later(place(1, 5), place(9, 6)), place(9, 6));
+        assert_eq!(later(place(1, 6), place(9, 6)), place(1, 6));
+        assert_eq!(later(None, place(9, 6)), place(9, 6));
+        assert_eq!(later(None, None), None);
+    }
+}

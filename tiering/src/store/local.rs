@@ -1,0 +1,165 @@
+//! The cold tier in a local folder, safe against power loss.
+//!
+//! `object_store`'s own file system client reports success while bytes are still in the page cache; here the archive
+//! may hold the only copy. So writes are done here, in the order that leaves either nothing or the whole object:
+//!
+//! 1. write `<name>#<random number>` beside the target (listings skip such names),
+//! 2. fsync it,
+//! 3. rename it to the target, or hard-link it where the target must not exist,
+//! 4. fsync every folder from the target's up to the root.
+//!
+//! | died here | then |
+//! |---|---|
+//! | before 3 | a staging file that no listing shows and no reader opens; it stays behind |
+//! | after 3, before 4 | the object is whole or, after a power loss, not there; nobody was told that it exists |
+//! | after 4 | the object exists |
+//!
+//! Reads, listings and deletes go through `object_store`.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+const STORE: &str = "DurableFileSystem";
+
+/// A folder as an object store; a write that succeeded survives a power loss.
+#[derive(Clone, Debug)]
+pub struct DurableFileSystem {
+    files: LocalFileSystem,
+    root: PathBuf,
+}
+
+impl DurableFileSystem {
+    /// Makes the folder where it is missing. Blocking.
+    pub fn open(root: &Path) -> Result<Self> {
+        let failed = |source| generic(format!("folder {}", root.display()), source);
+        fs::create_dir_all(root).map_err(failed)?;
+        let root = fs::canonicalize(root).map_err(failed)?;
+        if let Some(parent) = root.parent() {
+            sync_folder(parent).map_err(failed)?;
+        }
+        Ok(Self { files: LocalFileSystem::new_with_prefix(&root)?, root })
+    }
+
+    pub fn url(&self) -> String {
+        format!("file://{}", self.root.display())
+    }
+
+    /// Blocking.
+    fn write(&self, location: &ObjectPath, payload: &PutPayload, create: bool) -> Result<()> {
+        let target = self.files.path_to_filesystem(location)?;
+        match write_durably(&self.root, &target, payload, create) {
+            Ok(()) => Ok(()),
+            Err(source) if create && source.kind() == io::ErrorKind::AlreadyExists => {
+                Err(object_store::Error::AlreadyExists { path: location.to_string(), source: Box::new(source) })
+            }
+            Err(source) => Err(generic(target.display().to_string(), source)),
+        }
+    }
+}
+
+impl fmt::Display for DurableFileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{STORE}({})", self.root.display())
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DurableFileSystem {
+    async fn put_opts(&self, location: &ObjectPath, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let create = match opts.mode {
+            PutMode::Overwrite => false,
+            PutMode::Create => true,
+            PutMode::Update(_) => return Err(unsupported("update")),
+        };
+        let (store, location) = (self.clone(), location.clone());
+        tokio::task::spawn_blocking(move || store.write(&location, &payload, create)).await??;
+        Ok(PutResult { e_tag: None, version: None })
+    }
+
+    async fn put_multipart_opts(&self, _: &ObjectPath, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        Err(unsupported("multipart upload"))
+    }
+
+    async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        self.files.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &ObjectPath, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.files.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<ObjectPath>>,
+    ) -> BoxStream<'static, Result<ObjectPath>> {
+        self.files.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.files.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> Result<ListResult> {
+        self.files.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, _: &ObjectPath, _: &ObjectPath, _: CopyOptions) -> Result<()> {
+        Err(unsupported("copy"))
+    }
+}
+
+fn write_durably(root: &Path, target: &Path, payload: &PutPayload, create: bool) -> io::Result<()> {
+    let Some(folder) = target.parent().filter(|folder| folder.starts_with(root)) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "lies outside the store's folder"));
+    };
+    fs::create_dir_all(folder)?;
+    let mut staging = target.as_os_str().to_owned();
+    staging.push(format!("#{}", rand::random::<u64>()));
+    let staging = PathBuf::from(staging);
+    let published = write_and_sync(&staging, payload)
+        .and_then(|()| if create { fs::hard_link(&staging, target) } else { fs::rename(&staging, target) });
+    if create || published.is_err() {
+        // Only tidiness: nobody reads a staging file.
+        let _ = fs::remove_file(&staging);
+    }
+    match published {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        // What exists may be named in a folder that was not synced yet, if its writer died; the caller will rely on it.
+        published => {
+            folder.ancestors().take_while(|folder| folder.starts_with(root)).try_for_each(sync_folder)?;
+            published
+        }
+    }
+}
+
+fn write_and_sync(path: &Path, payload: &PutPayload) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
+    file.sync_all()
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn generic(what: String, source: io::Error) -> object_store::Error {
+    let source = io::Error::new(source.kind(), format!("{what}: {source}"));
+    object_store::Error::Generic { store: STORE, source: Box::new(source) }
+}
+
+fn unsupported(operation: &str) -> object_store::Error {
+    object_store::Error::NotImplemented { operation: operation.to_owned(), implementer: STORE.to_owned() }
+}

@@ -1,0 +1,133 @@
+//! What the worker knows about one partition.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use rand::Rng;
+use thermocline_ingest::log::{Partition, SealedSegment};
+use thermocline_ingest::model::{Offset, PartitionId, TopicId};
+use tokio::time::Instant;
+
+use crate::manifest::{Manifest, ManifestError, ManifestHead, ManifestStore};
+use crate::paths::PartitionPath;
+
+/// Identity of a partition over topics that come and go under one name.
+pub(super) type Key = (TopicId, PartitionId);
+
+/// One partition's archive as this broker sees it.
+pub(super) struct PartitionArchive {
+    pub path: PartitionPath,
+    pub partition: Arc<Partition>,
+    /// What readers use. Replaced as a whole after each commit.
+    manifest: RwLock<Arc<Manifest>>,
+    /// Held by whoever changes the archive, over the whole of a job. `None`: load before use, because nothing was
+    /// loaded yet or because a job failed and nobody knows whether its last commit happened.
+    head: tokio::sync::Mutex<Option<ManifestHead>>,
+    backoff: Mutex<Backoff>,
+    closed: AtomicBool,
+    versions_trimmed_at: AtomicU64,
+}
+
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+/// The right to change a partition's archive.
+pub(super) type HeadGuard<'a> = tokio::sync::MutexGuard<'a, Option<ManifestHead>>;
+
+impl PartitionArchive {
+    /// Of a partition whose manifest is not loaded yet.
+    pub fn new(path: PartitionPath, partition: Arc<Partition>) -> Self {
+        Self {
+            manifest: RwLock::new(Arc::new(Manifest::empty(&path))),
+            path,
+            partition,
+            head: tokio::sync::Mutex::new(None),
+            backoff: Mutex::default(),
+            closed: AtomicBool::new(false),
+            versions_trimmed_at: AtomicU64::new(0),
+        }
+    }
+
+    pub fn key(&self) -> Key {
+        (self.path.topic_id, self.path.partition)
+    }
+
+    pub fn manifest(&self) -> Arc<Manifest> {
+        self.manifest.read().clone()
+    }
+
+    /// Shows a committed manifest to readers, and then lets the log drop what it covers.
+    pub fn publish(&self, manifest: &Arc<Manifest>) {
+        *self.manifest.write() = manifest.clone();
+        self.partition.set_archived_through(manifest.archived_through());
+    }
+
+    /// Waits for whoever works on the archive now, and takes over. The head is taken out: put it back with
+    /// [`Self::release`] once the work is done; after a failure it is loaded again.
+    pub async fn acquire(&self, manifests: &ManifestStore) -> Result<(HeadGuard<'_>, ManifestHead), ManifestError> {
+        let mut guard = self.head.lock().await;
+        let head = match guard.take() {
+            Some(head) => head,
+            None => {
+                let head = manifests.load(&self.path).await?;
+                self.publish(head.manifest());
+                head
+            }
+        };
+        Ok((guard, head))
+    }
+
+    pub fn release(mut guard: HeadGuard<'_>, head: ManifestHead) {
+        *guard = Some(head);
+    }
+
+    /// No job starts any more; waits for the one under way.
+    pub async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        drop(self.head.lock().await);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.partition.is_closed()
+    }
+
+    /// Sealed segments that the archive does not cover, oldest first; the first may be covered in part.
+    pub fn unarchived_segments(&self, next_offset: Offset) -> Vec<SealedSegment> {
+        let mut segments = self.partition.sealed_segments(Offset::ZERO);
+        segments.retain(|segment| segment.end > next_offset);
+        segments
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.backoff.lock().until.is_none_or(|until| until <= now)
+    }
+
+    pub fn succeeded(&self) {
+        *self.backoff.lock() = Backoff::default();
+    }
+
+    /// Returns the wait before the next attempt: doubled each time, jittered over its upper half.
+    pub fn failed(&self, now: Instant, first: Duration, longest: Duration) -> Duration {
+        let mut backoff = self.backoff.lock();
+        let wait = first.saturating_mul(2_u32.saturating_pow(backoff.failures)).min(longest);
+        let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
+        backoff.failures = backoff.failures.saturating_add(1);
+        backoff.until = now.checked_add(wait);
+        wait
+    }
+
+    /// Whether `every` versions were committed since this last said so.
+    pub fn take_version_trim(&self, version: u64, every: u64) -> bool {
+        let before = self.versions_trimmed_at.load(Ordering::Relaxed);
+        let due = version >= before.saturating_add(every);
+        if due {
+            self.versions_trimmed_at.store(version, Ordering::Relaxed);
+        }
+        due
+    }
+}

@@ -1,0 +1,240 @@
+//! When what happens in the background: archiving as soon as segments are sealed, expiry every
+//! [`EXPIRY_INTERVAL`], a sweep of the store every [`SWEEP_INTERVAL`].
+
+use std::collections::{HashMap, HashSet};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thermocline_ingest::model::{Offset, Timestamp, TopicId, TopicName};
+use thermocline_ingest::topics::TopicChange;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::{self, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use super::partition::{Key, PartitionArchive};
+use super::{ArchiveReport, Tiering, TieringError};
+use crate::janitor::JanitorError;
+use crate::manifest::ManifestError;
+use crate::pipeline::ArchiveError;
+use crate::retention::{self, Holdings, Piece, Retention};
+
+/// How often retention is applied and deleted topics are noticed.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+/// How often orphans are looked for: it lists every partition's folders.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Commits of a partition after which its old manifest versions go, so that listing them stays one request.
+const VERSION_TRIM_EVERY: u64 = 64;
+
+pub(super) async fn run(tiering: Arc<Tiering>, shutdown: CancellationToken) {
+    let work = async { tokio::join!(archive_loop(&tiering), janitor_loop(&tiering)) };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        _ = work => {}
+    }
+}
+
+/// Keeps `tiering.workers` partitions busy, the one with the oldest waiting segment first.
+async fn archive_loop(tiering: &Arc<Tiering>) {
+    let mut jobs: JoinSet<()> = JoinSet::new();
+    let mut busy: HashMap<task::Id, Arc<PartitionArchive>> = HashMap::new();
+    let mut ticks = every(tiering.config.interval.as_duration());
+    loop {
+        let free = tiering.config.workers.max(1).saturating_sub(busy.len());
+        for archive in waiting(tiering, &busy).into_iter().take(free) {
+            let (tiering, job) = (tiering.clone(), archive.clone());
+            let spawned = jobs.spawn(async move { archive_one(&tiering, &job).await });
+            busy.insert(spawned.id(), archive);
+        }
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some(done) = jobs.join_next_with_id(), if !jobs.is_empty() => match done {
+                Ok((id, ())) => { busy.remove(&id); }
+                Err(broken) => if let Some(archive) = busy.remove(&broken.id()) {
+                    failed(tiering, &archive, &broken);
+                },
+            },
+        }
+    }
+}
+
+/// Partitions with a sealed segment that is not archived and no job or wait of their own, the oldest segment first.
+fn waiting(tiering: &Tiering, busy: &HashMap<task::Id, Arc<PartitionArchive>>) -> Vec<Arc<PartitionArchive>> {
+    let now = Instant::now();
+    let busy: HashSet<Key> = busy.values().map(|archive| archive.key()).collect();
+    let archives: Vec<_> = tiering.partitions.read().values().cloned().collect();
+    let mut due: Vec<(Timestamp, Arc<PartitionArchive>)> = archives
+        .into_iter()
+        .filter(|archive| !busy.contains(&archive.key()) && archive.is_due(now) && !archive.is_closed())
+        .filter(|archive| archive.partition.config().remote_storage_enable)
+        .filter_map(|archive| {
+            let next = archive.manifest().next_offset().max(archive.partition.log_start_offset());
+            let oldest = archive.unarchived_segments(next).first()?.max_timestamp;
+            Some((oldest, archive))
+        })
+        .collect();
+    due.sort_by_key(|(oldest, _)| *oldest);
+    due.into_iter().map(|(_, archive)| archive).collect()
+}
+
+/// One segment, so that partitions take turns.
+async fn archive_one(tiering: &Tiering, archive: &PartitionArchive) {
+    let mut report = ArchiveReport::default();
+    let outcome = tiering.archive_sealed(archive, 1, &mut report).await;
+    let partition = archive.partition.topic_partition();
+    match outcome {
+        Ok(()) => {
+            archive.succeeded();
+            if report.files > 0 {
+                tracing::debug!(%partition, files = report.files, records = report.records, "archived a segment");
+            }
+        }
+        Err(_) if archive.is_closed() => tracing::debug!(%partition, "topic deleted while it was archived"),
+        Err(error) => {
+            if matches!(&error, ArchiveError::Commit(ManifestError::Fenced { .. })) {
+                tiering.metrics.fenced.set(1);
+            }
+            failed(tiering, archive, &error);
+        }
+    }
+}
+
+fn failed(tiering: &Tiering, archive: &PartitionArchive, error: &(dyn Error + 'static)) {
+    tiering.metrics.archive_failures.inc();
+    let config = &tiering.config;
+    let (first, longest) = (config.retry_backoff.as_duration(), config.retry_backoff_max.as_duration());
+    let wait = archive.failed(Instant::now(), first, longest);
+    let partition = archive.partition.topic_partition();
+    tracing::warn!(%partition, error, ?wait, "archiving failed, the hot copy is kept");
+}
+
+async fn janitor_loop(tiering: &Arc<Tiering>) {
+    let mut changes = tiering.topics.subscribe();
+    let mut expiry = every(EXPIRY_INTERVAL);
+    let mut sweep = every(SWEEP_INTERVAL);
+    // Topics that are gone but not yet removed from the store; lives as long as the process, see the janitor's
+    // crash table.
+    let mut removing: HashMap<TopicId, TopicName> = HashMap::new();
+    loop {
+        tokio::select! {
+            _ = expiry.tick() => {
+                remove_deleted_topics(tiering, &mut removing).await;
+                for_each_archive(tiering, expire).await;
+            }
+            _ = sweep.tick() => {
+                let is_live = |id| tiering.topics.by_id(id).is_some();
+                noted(tiering, "finishing the removal of topics", tiering.janitor.finish_removals(is_live).await);
+                for_each_archive(tiering, sweep_partition).await;
+            }
+            change = changes.recv() => match change {
+                Ok(TopicChange::Created(topic)) => tiering.follow_topic(&topic),
+                Ok(TopicChange::Deleted(_)) | Err(RecvError::Lagged(_)) => {
+                    remove_deleted_topics(tiering, &mut removing).await;
+                }
+                Err(RecvError::Closed) => return,
+            },
+        }
+    }
+}
+
+async fn for_each_archive(
+    tiering: &Arc<Tiering>,
+    work: impl AsyncFn(&Tiering, &PartitionArchive) -> Result<(), TieringError>,
+) {
+    let archives: Vec<_> = tiering.partitions.read().values().cloned().collect();
+    for archive in archives.iter().filter(|archive| !archive.is_closed()) {
+        noted(tiering, "tidying a partition", work(tiering, archive).await);
+    }
+}
+
+/// Follows the catalogue; what has left it goes from the store too, once its jobs have ended.
+async fn remove_deleted_topics(tiering: &Tiering, removing: &mut HashMap<TopicId, TopicName>) {
+    for archive in tiering.follow_topics() {
+        archive.close().await;
+        removing.insert(archive.path.topic_id, archive.path.topic.clone());
+    }
+    let mut left = HashMap::new();
+    for (id, topic) in removing.drain() {
+        let removed = tiering.janitor.remove_topic(&topic, id).await;
+        if removed.is_err() {
+            left.insert(id, topic);
+        }
+        noted(tiering, "removing a deleted topic", removed);
+    }
+    *removing = left;
+}
+
+/// Raises the log start by the topic's retention, then drops what lies below it from the archive.
+async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
+    let partition = &archive.partition;
+    let config = partition.config();
+    let failed =
+        |source: JanitorError| TieringError::Janitor { partition: partition.topic_partition().clone(), source };
+    if config.remote_storage_enable {
+        let limits = Retention { ms: config.retention_ms, bytes: config.retention_bytes };
+        let start = retention::log_start(limits, tiering.clock.now(), &holdings(archive));
+        tiering.raise_log_start(partition, start).await?;
+    }
+    let manifest = archive.manifest();
+    let log_start = partition.log_start_offset();
+    let has_expired = manifest.files.first().is_some_and(|file| file.last_offset < log_start);
+    if !has_expired && !archive.take_version_trim(manifest.version, VERSION_TRIM_EVERY) {
+        return Ok(());
+    }
+    let (guard, mut head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
+    let publish = |head: &crate::manifest::ManifestHead| archive.publish(head.manifest());
+    tiering.janitor.expire(&mut head, log_start, &publish).await.map_err(failed)?;
+    tiering.janitor.trim_versions(&archive.path).await.map_err(failed)?;
+    PartitionArchive::release(guard, head);
+    Ok(())
+}
+
+async fn sweep_partition(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
+    let partition = archive.partition.topic_partition();
+    let failed = |source| TieringError::Janitor { partition: partition.clone(), source };
+    let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
+    tiering.janitor.collect_orphans(&archive.path).await.map_err(failed)?;
+    PartitionArchive::release(guard, head);
+    Ok(())
+}
+
+/// Both tiers as one list: the archive's files, then what only the log has.
+fn holdings(archive: &PartitionArchive) -> Holdings {
+    let partition = &archive.partition;
+    let manifest = archive.manifest();
+    let sealed = partition.sealed_segments(Offset::ZERO);
+    let sealed_bytes: u64 = sealed.iter().map(|segment| segment.size_bytes).sum();
+    let archived = manifest.next_offset();
+    let cold = manifest.files.iter().map(|file| Piece {
+        end: file.last_offset.next(),
+        max_timestamp: file.max_timestamp,
+        log_bytes: file.log_bytes,
+    });
+    let hot = sealed.iter().filter(|segment| segment.end > archived).map(|segment| Piece {
+        end: segment.end,
+        max_timestamp: segment.max_timestamp,
+        log_bytes: segment.size_bytes,
+    });
+    Holdings {
+        log_start: partition.log_start_offset(),
+        high_watermark: partition.high_watermark(),
+        pieces: cold.chain(hot).collect(),
+        active_bytes: partition.hot_bytes().saturating_sub(sealed_bytes),
+    }
+}
+
+fn noted<E: Error + 'static>(tiering: &Tiering, what: &str, outcome: Result<(), E>) {
+    if let Err(error) = outcome {
+        tiering.metrics.janitor_failures.inc();
+        tracing::warn!(error = &error as &dyn Error, "{what} failed, it is tried again");
+    }
+}
+
+/// First after one period; a tick that was missed is not made up for.
+fn every(period: Duration) -> tokio::time::Interval {
+    let period = period.max(Duration::from_millis(1));
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
