@@ -1,0 +1,123 @@
+"""kafka-python, a client that shares no code with librdkafka: topics, all codecs, idempotence, times, groups, hot and cold."""
+
+import argparse
+import pathlib
+import sys
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from harness import Broker, check, check_equal, run_checks, say
+
+TOPIC = "kafka-python"
+PARTITIONS = 3
+CODECS = [None, "gzip", "snappy", "lz4", "zstd"]
+MESSAGES_PER_PRODUCER = 100
+FIRST_TIMESTAMP = 1_500_000_000_000
+HEADERS = [("trace", b"1"), ("trace", b""), ("other", b"\xff")]
+WAIT_SECONDS = 30
+
+
+def produce(bootstrap):
+    """One producer for each codec, with and without idempotence; returns what was acknowledged, by place."""
+    acked, number = {}, 0
+    for codec in CODECS:
+        for idempotent in (False, True):
+            producer = KafkaProducer(
+                bootstrap_servers=bootstrap, compression_type=codec, enable_idempotence=idempotent, acks="all"
+            )
+            sent = []
+            for _ in range(MESSAGES_PER_PRODUCER):
+                value = f"{codec} {number} ".encode() * 5
+                timestamp = FIRST_TIMESTAMP + number
+                future = producer.send(
+                    TOPIC,
+                    key=str(number).encode(),
+                    value=value,
+                    headers=HEADERS,
+                    partition=number % PARTITIONS,
+                    timestamp_ms=timestamp,
+                )
+                sent.append((future, (timestamp, str(number).encode(), value)))
+                number += 1
+            producer.flush()
+            for future, message in sent:
+                place = future.get(WAIT_SECONDS)
+                acked[place.partition, place.offset] = message
+            producer.close()
+    return acked
+
+
+def consume(bootstrap, count, group=None):
+    """The first `count` messages, by place."""
+    consumer = KafkaConsumer(
+        TOPIC,
+        bootstrap_servers=bootstrap,
+        group_id=group,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        consumer_timeout_ms=WAIT_SECONDS * 1000,
+    )
+    found = {}
+    for message in consumer:
+        check((message.partition, message.offset) not in found, f"offset {message.offset} came twice")
+        check_equal(message.headers, HEADERS, "headers")
+        found[message.partition, message.offset] = (message.timestamp, message.key, message.value)
+        if len(found) == count:
+            break
+    if group:
+        consumer.commit()
+    consumer.close()
+    return found
+
+
+def check_places(bootstrap, acked):
+    """Ends, committed offsets and offsets by time, as a consumer sees them."""
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id="kafka-python")
+    partitions = [TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
+    wanted = FIRST_TIMESTAMP + len(acked) // 2
+    by_time = consumer.offsets_for_times(dict.fromkeys(partitions, wanted))
+    ends = consumer.end_offsets(partitions)
+    for partition in partitions:
+        offsets = {offset: message for (number, offset), message in acked.items() if number == partition.partition}
+        check_equal(ends[partition], max(offsets) + 1, "end offset")
+        check_equal(consumer.committed(partition), max(offsets) + 1, "committed offset")
+        first = min(offset for offset, message in offsets.items() if message[0] >= wanted)
+        check_equal(by_time[partition].offset, first, "offset by time")
+    consumer.close()
+
+
+def checks(broker):
+    admin = KafkaAdminClient(bootstrap_servers=broker.kafka)
+    admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
+    acked = produce(broker.kafka)
+    check_equal(len(acked), len(CODECS) * 2 * MESSAGES_PER_PRODUCER, "messages acknowledged")
+    for state in ("hot", "cold"):
+        check_equal(consume(broker.kafka, len(acked)), acked, f"messages read {state}")
+        check_equal(consume(broker.kafka, len(acked), "kafka-python" if state == "hot" else "again"), acked, "by group")
+        check_places(broker.kafka, acked)
+        say(f"  {state}: {len(acked)} messages")
+        broker.archive(TOPIC)
+    check("kafka-python" in {group["group_id"] for group in admin.list_groups()}, "the group is not listed")
+    admin.delete_topics([TOPIC])
+    admin.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    args = parser.parse_args()
+
+    def run(scratch, children):
+        broker = Broker(args.broker, scratch)
+        children.append(broker)
+        broker.start()
+        checks(broker)
+        broker.stop()
+        say("passed")
+
+    return run_checks("kafka-python", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
