@@ -215,7 +215,7 @@ class Rounds:
         consumer.assign([confluent_kafka.TopicPartition(TOPIC, p, begin) for p in range(PARTITIONS)])
         messages = []
         while len(messages) < len(by_place):
-            batch = consumer.consume(1000, STEP_SECONDS)
+            batch = consumer.consume(min(1000, len(by_place) - len(messages)), STEP_SECONDS)
             check(batch, f"the consumer got {len(messages)} of {len(by_place)} messages")
             messages += [(m.partition(), m.offset(), m.key(), m.value()) for m in batch]
         consumer.close()
