@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -23,11 +24,22 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: cli::Cli) -> anyhow::Result<()> {
+    raise_open_files_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(cli.run());
     // A read from standard input may still be under way; it must not hold up the exit.
     runtime.shutdown_background();
     result
+}
+
+/// Each partition's active segment holds three files open, each connection one: what the system allows is needed, not
+/// the small default that suits a shell.
+fn raise_open_files_limit() {
+    let allowed = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: allowed.maximum, maximum: allowed.maximum };
+    if let Err(failure) = setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(%failure, limit = allowed.current, "the limit on open files could not be raised");
+    }
 }
 
 /// Logs go to standard error, as `RUST_LOG` says.

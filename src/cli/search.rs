@@ -144,7 +144,7 @@ pub async fn run(args: &SearchArgs) -> anyhow::Result<()> {
                 let (searched, all) = (answer.stats.splits_searched, answer.stats.splits_total);
                 let total = answer.total_text();
                 output
-                    .line(format!("{shown} of {total} hits, {took_ms:.1} ms, {searched} of {all} splits searched"))?;
+                    .line(format!("{shown} of {total} shown, {took_ms:.1} ms, {searched} of {all} splits searched"))?;
             }
             return output.flush();
         }

@@ -87,7 +87,7 @@ async fn search(app: &App, body: SearchBody) -> Result<Response, ApiError> {
         }
     }
     let response = app.services.search.search(request).await?;
-    let took_ms = started.elapsed().as_millis();
+    let took_ms = started.elapsed().as_secs_f64() * 1e3;
     Ok(([(header::CONTENT_TYPE, "application/json")], answer(&response, took_ms)?).into_response())
 }
 
@@ -135,7 +135,7 @@ impl TryFrom<SearchBody> for SearchRequest {
 }
 
 /// The answer as JSON; `total.relation` is `eq` where the count is exact and `gte` where there may be more.
-fn answer(response: &SearchResponse, took_ms: u128) -> Result<Vec<u8>, ApiError> {
+fn answer(response: &SearchResponse, took_ms: f64) -> Result<Vec<u8>, ApiError> {
     let mut out = Vec::new();
     out.extend_from_slice(b"{\"hits\":[");
     for (index, hit) in response.hits.iter().enumerate() {
@@ -156,7 +156,7 @@ fn answer(response: &SearchResponse, took_ms: u128) -> Result<Vec<u8>, ApiError>
         out.extend_from_slice(b",\"cursor\":");
         write_string(&mut out, cursor);
     }
-    write_all(&mut out, format_args!(",\"took_ms\":{took_ms},\"stats\":"));
+    write_all(&mut out, format_args!(",\"took_ms\":{took_ms:.1},\"stats\":"));
     serde_json::to_writer(&mut out, &response.stats).map_err(|error| ApiError::fault(&error))?;
     out.push(b'}');
     Ok(out)
@@ -249,9 +249,9 @@ mod tests {
         let message = r#""topic":"x","partition":1,"offset":7,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"a \"b\"","headers":[{"key":"h","value":null}]"#;
         let stats = r#"{"splits_total":3,"splits_pruned":0,"splits_searched":0,"bytes_fetched":0,"hot_docs":0}"#;
         assert_eq!(
-            String::from_utf8(answer(&response, 4).unwrap()).unwrap(),
+            String::from_utf8(answer(&response, 4.0).unwrap()).unwrap(),
             format!(
-                r#"{{"hits":[{{{message},"score":1.5}},{{{message}}}],"total":{{"value":9,"relation":"gte"}},"cursor":"next","took_ms":4,"stats":{stats}}}"#
+                r#"{{"hits":[{{{message},"score":1.5}},{{{message}}}],"total":{{"value":9,"relation":"gte"}},"cursor":"next","took_ms":4.0,"stats":{stats}}}"#
             )
         );
     }

@@ -44,7 +44,7 @@ pub fn replayed(what: &str, replayed: &Replayed) -> String {
 pub fn searched(query: &str, answer: &SearchAnswer) -> String {
     let (searched, all) = (answer.stats.splits_searched, answer.stats.splits_total);
     format!(
-        "searched {query:?}: {} hits in {:.1} ms, {searched} of {all} splits searched",
+        "searched {query:?}: found {} in {:.1} ms, {searched} of {all} splits searched",
         answer.total_text(),
         answer.took_ms
     )
