@@ -55,7 +55,9 @@ pub enum ReplayError {
     BelowLogStart { partition: TopicPartition, from: Offset, log_start: Offset },
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("a batch of {partition} at or after offset {offset} cannot be decoded: {source}")]
+    #[error(
+        "a batch of {partition} at or after offset {offset} cannot be decoded ({source}); replay what lies behind it with a larger from_offset"
+    )]
     Batch { partition: TopicPartition, offset: Offset, source: BatchError },
     #[error("reading {partition} at offset {offset} gave a batch that ends before it")]
     NoProgress { partition: TopicPartition, offset: Offset },
