@@ -56,9 +56,14 @@ pub enum ReplayError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(
-        "a batch of {partition} at or after offset {offset} cannot be decoded ({source}); replay what lies behind it with a larger from_offset"
+        "the batch of {partition} that ends before offset {next} cannot be decoded ({source}); replay what follows with partition={} and from_offset={next}",
+        partition.partition
     )]
-    Batch { partition: TopicPartition, offset: Offset, source: BatchError },
+    Undecodable { partition: TopicPartition, next: Offset, source: BatchError },
+    #[error(
+        "what was read of {partition} from offset {offset} on is not a run of batches ({source}); check the disk and the store"
+    )]
+    NoBatches { partition: TopicPartition, offset: Offset, source: BatchError },
     #[error("reading {partition} at offset {offset} gave a batch that ends before it")]
     NoProgress { partition: TopicPartition, offset: Offset },
     #[error(transparent)]
@@ -262,8 +267,10 @@ impl Current {
         }
         for chunk in run.chunks {
             for batch in split_batches(chunk) {
-                let batch = batch.map_err(|source| self.undecodable(start, source))?;
-                self.batches.push_back(batch);
+                let partition = self.partition.topic_partition();
+                let no_batches =
+                    |source| ReplayError::NoBatches { partition: partition.clone(), offset: start, source };
+                self.batches.push_back(batch.map_err(no_batches)?);
             }
         }
         Ok(())
@@ -277,10 +284,6 @@ impl Current {
                 self.batches.clear();
             }
         }
-    }
-
-    fn undecodable(&self, offset: Offset, source: BatchError) -> ReplayError {
-        ReplayError::Batch { partition: self.partition.topic_partition().clone(), offset, source }
     }
 }
 
@@ -300,8 +303,8 @@ impl Decoding {
     /// Adds the messages of `batch` that lie in `range`, in the time range and within the limit. Returns the offset
     /// after the batch.
     fn decode(&mut self, partition: &TopicPartition, batch: &[u8], range: OffsetRange) -> Result<Offset, ReplayError> {
-        let undecodable = |source| ReplayError::Batch { partition: partition.clone(), offset: range.start, source };
-        let next = BatchHeader::read(batch).map_err(undecodable)?.next_offset();
+        let no_batches = |source| ReplayError::NoBatches { partition: partition.clone(), offset: range.start, source };
+        let next = BatchHeader::read(batch).map_err(no_batches)?.next_offset();
         if next <= range.start {
             return Err(ReplayError::NoProgress { partition: partition.clone(), offset: range.start });
         }
@@ -317,7 +320,9 @@ impl Decoding {
         });
         match done {
             Ok(()) => Ok(next),
-            Err(DecodeError::Batch(source)) => Err(undecodable(source)),
+            Err(DecodeError::Batch(source)) => {
+                Err(ReplayError::Undecodable { partition: partition.clone(), next, source })
+            }
             Err(DecodeError::Rows(error)) => Err(error.into()),
         }
     }

@@ -210,14 +210,26 @@ class Rounds:
         """At the end: a Kafka consumer over both tiers, and the Parquet files alone."""
         begin = confluent_kafka.OFFSET_BEGINNING
         consumer = confluent_kafka.Consumer(
-            {"bootstrap.servers": self.broker.kafka, "group.id": "unused", "check.crcs": True, "enable.auto.commit": False}
+            {
+                "bootstrap.servers": self.broker.kafka,
+                "group.id": "unused",
+                "check.crcs": True,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+            }
         )
         consumer.assign([confluent_kafka.TopicPartition(TOPIC, p, begin) for p in range(PARTITIONS)])
-        messages = []
-        while len(messages) < len(by_place):
-            batch = consumer.consume(min(1000, len(by_place) - len(messages)), STEP_SECONDS)
-            check(batch, f"the consumer got {len(messages)} of {len(by_place)} messages")
-            messages += [(m.partition(), m.offset(), m.key(), m.value()) for m in batch]
+        messages, ended = [], set()
+        # To the end of every partition, not to the number expected: one message too many must be seen.
+        while len(ended) < PARTITIONS:
+            message = consumer.poll(STEP_SECONDS)
+            check(message is not None, f"the consumer got {len(messages)} of {len(by_place)} messages")
+            error = message.error()
+            if error is None:
+                messages.append((message.partition(), message.offset(), message.key(), message.value()))
+            else:
+                check_equal(error.code(), confluent_kafka.KafkaError._PARTITION_EOF, "what a consumer is told")
+                ended.add(message.partition())
         consumer.close()
         self.check_messages(messages, by_place, "consumer")
 
