@@ -145,6 +145,7 @@ pub struct TieringConfig {
     pub retry_backoff_max: HumanDuration,
     /// Age an unreferenced object must have before it is collected.
     pub orphan_min_age: HumanDuration,
+    pub retired_min_age: HumanDuration,
 }
 
 /// What reading the cold tier may keep in memory.
@@ -273,6 +274,7 @@ impl Default for TieringConfig {
             retry_backoff: HumanDuration::secs(1),
             retry_backoff_max: HumanDuration::secs(60),
             orphan_min_age: HumanDuration::secs(86_400),
+            retired_min_age: HumanDuration::secs(600),
         }
     }
 }

@@ -31,6 +31,7 @@ const RETRIES_MAX: usize = 100;
 const PREFETCH_MAX: usize = 64;
 const SEARCH_LIMIT_MAX: usize = 100_000;
 /// An object younger than this may belong to an upload under way.
+const RETIRED_AGE_MIN: HumanDuration = HumanDuration::secs(1);
 const ORPHAN_AGE_MIN: HumanDuration = HumanDuration::secs(60);
 const STORE_SCHEMES: [&str; 4] = ["s3", "gs", "az", "file"];
 
@@ -213,6 +214,7 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
     let backoff_max = tiering.retry_backoff_max;
     checks.range("tiering.retry_backoff_max", backoff_max, TICK_MIN, HumanDuration::secs(86_400));
     checks.at_most("tiering.retry_backoff", tiering.retry_backoff, "tiering.retry_backoff_max", backoff_max);
+    checks.range("tiering.retired_min_age", tiering.retired_min_age, RETIRED_AGE_MIN, AGE_MAX);
     checks.range("tiering.orphan_min_age", tiering.orphan_min_age, ORPHAN_AGE_MIN, AGE_MAX);
 }
 

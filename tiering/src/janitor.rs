@@ -2,7 +2,7 @@
 //!
 //! | what goes | when |
 //! |---|---|
-//! | objects of expired data files | right after the manifest commit that dropped them |
+//! | what the manifest lists as retired: objects of expired or merged files, replaced parts | `tiering.retired_min_age` after the commit that dropped them |
 //! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`] |
 //! | orphans: named like our objects, in a live partition's folders, not named by its newest manifest | when older than `tiering.orphan_min_age` by the store's own date |
 //! | everything of a deleted topic | once it is marked with a tombstone; the tombstone goes last |
@@ -18,7 +18,8 @@
 //!
 //! | died here | then |
 //! |---|---|
-//! | files dropped from the manifest, objects not deleted | orphans, collected when old enough |
+//! | files dropped from the manifest, objects not deleted | they are listed as retired, and deleted when it is time |
+//! | retired objects deleted, the manifest still lists them | deleted again, which is no error, then released |
 //! | topic deleted, tombstone not yet written | its objects stay behind: nothing in the bucket says that they may go |
 //! | tombstone written | deletion goes on with the next sweep, by any broker whose catalogue lacks the topic |
 //!
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
+use thermocline_config::TieringConfig;
 use thermocline_ingest::clock::Clock;
 use thermocline_ingest::model::{Offset, TopicId, TopicName};
 
@@ -55,6 +57,21 @@ pub enum JanitorError {
     Manifest(#[from] ManifestError),
 }
 
+/// How old something must be before it goes, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct JanitorAges {
+    /// an object that no manifest names, since it was written
+    pub orphan_ms: i64,
+    /// an object that a manifest has dropped, since it did
+    pub retired_ms: i64,
+}
+
+impl From<&TieringConfig> for JanitorAges {
+    fn from(config: &TieringConfig) -> Self {
+        Self { orphan_ms: config.orphan_min_age.as_millis(), retired_ms: config.retired_min_age.as_millis() }
+    }
+}
+
 /// Deletes what has become unreachable.
 #[derive(Clone)]
 pub struct Janitor {
@@ -62,7 +79,7 @@ pub struct Janitor {
     manifests: ManifestStore,
     clock: Arc<dyn Clock>,
     metrics: Arc<TieringMetrics>,
-    orphan_min_age_ms: i64,
+    ages: JanitorAges,
 }
 
 impl Janitor {
@@ -71,40 +88,57 @@ impl Janitor {
         manifests: ManifestStore,
         clock: Arc<dyn Clock>,
         metrics: Arc<TieringMetrics>,
-        orphan_min_age_ms: i64,
+        ages: JanitorAges,
     ) -> Self {
-        Self { store, manifests, clock, metrics, orphan_min_age_ms }
+        Self { store, manifests, clock, metrics, ages }
     }
 
-    /// Drops the data files that end below `log_start` from the manifest, then deletes their objects. `publish` is
-    /// called in between, so that no reader starts on what is about to go.
+    /// Drops the data files that end below `log_start` from the manifest; their objects are retired by that. `publish`
+    /// is called after the commit.
     pub async fn expire(
         &self,
         head: &mut ManifestHead,
         log_start: Offset,
         publish: &(dyn Fn(&ManifestHead) + Send + Sync),
     ) -> Result<(), JanitorError> {
-        let kept_from = head.manifest().files.partition_point(|file| file.last_offset < log_start);
-        if kept_from == 0 {
-            return Ok(());
-        }
-        match self.manifests.commit(head, Change::RaiseLogStart(log_start)).await? {
-            // Decided again in the next round, from the newer manifest.
-            CommitOutcome::Superseded(newest) => {
-                *head = newest;
-                publish(head);
-            }
-            CommitOutcome::Committed(next) => {
-                let kept: HashSet<&str> = next.objects().map(|object| object.key.as_str()).collect();
-                let dropped: Vec<_> =
-                    head.objects().filter(|object| !kept.contains(object.key.as_str())).map(ObjectRef::path).collect();
-                self.metrics.expired_files.inc_by(kept_from as u64);
-                *head = next;
-                publish(head);
-                self.delete_all(dropped).await?;
-            }
+        let expired = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+        if expired > 0 && self.commit(head, Change::RaiseLogStart(log_start), publish).await? {
+            self.metrics.expired_files.inc_by(expired as u64);
         }
         Ok(())
+    }
+
+    /// Deletes what was retired long enough ago, then takes it off the manifest's list.
+    pub async fn delete_retired(
+        &self,
+        head: &mut ManifestHead,
+        publish: &(dyn Fn(&ManifestHead) + Send + Sync),
+    ) -> Result<(), JanitorError> {
+        let now = self.clock.now();
+        let due = head.retired().iter().filter(|old| now.0.saturating_sub(old.at.0) >= self.ages.retired_ms);
+        let keys: HashSet<String> = due.map(|old| old.object.key.clone()).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.delete_all(keys.iter().map(|key| ObjectPath::from(key.as_str())).collect()).await?;
+        self.commit(head, Change::Release(keys), publish).await?;
+        Ok(())
+    }
+
+    /// Whether the change was made; otherwise `head` is the newer manifest, and the next round decides again.
+    async fn commit(
+        &self,
+        head: &mut ManifestHead,
+        change: Change,
+        publish: &(dyn Fn(&ManifestHead) + Send + Sync),
+    ) -> Result<bool, JanitorError> {
+        let (next, done) = match self.manifests.commit(head, change).await? {
+            CommitOutcome::Superseded(newest) => (newest, false),
+            CommitOutcome::Committed(next) => (next, true),
+        };
+        *head = next;
+        publish(head);
+        Ok(done)
     }
 
     /// Deletes old manifest versions. The caller holds the partition's commits.
@@ -134,7 +168,7 @@ impl Janitor {
             let age_ms = self.clock.now().0.saturating_sub(meta.last_modified.timestamp_millis());
             !named.contains(&meta.location)
                 && path.parse_object(&meta.location).is_some()
-                && age_ms >= self.orphan_min_age_ms
+                && age_ms >= self.ages.orphan_ms
         };
         let (mut orphans, mut bytes) = (Vec::new(), 0);
         for meta in listed.into_iter().filter(is_orphan) {

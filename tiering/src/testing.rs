@@ -16,10 +16,12 @@ use object_store::{
 };
 use proptest::prelude::*;
 use thermocline_config::{ByteSize, HumanDuration, StoreConfig, TieringConfig};
+use thermocline_ingest::clock::ManualClock;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicId, TopicName};
 use thermocline_ingest::record::{BatchDecoder, BatchEncoder, BatchError, Record};
 use uuid::Uuid;
 
+use crate::manifest::ManifestStore;
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
@@ -104,6 +106,11 @@ pub fn path() -> PartitionPath {
 
 pub fn metrics() -> Arc<TieringMetrics> {
     Arc::new(TieringMetrics::new(&prometheus::Registry::new()).unwrap())
+}
+
+/// A manifest store whose clock stands at zero.
+pub fn manifest_store(store: ColdStore, epoch: u64) -> ManifestStore {
+    ManifestStore::new(store, epoch, Arc::new(ManualClock::default()))
 }
 
 /// Small pages and row groups, so that a few records make several.

@@ -32,7 +32,7 @@ use thermocline_ingest::topics::{Topic, TopicError, Topics};
 use tokio::sync::Semaphore;
 
 use crate::cache::BlockCache;
-use crate::janitor::{Janitor, JanitorError};
+use crate::janitor::{Janitor, JanitorAges, JanitorError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
@@ -152,13 +152,13 @@ impl Tiering {
     pub async fn open(options: TieringOptions) -> Result<Arc<Self>, TieringError> {
         let TieringOptions { config, cache, store, topics, clock, metrics, broker_epoch } = options;
         store.observe(metrics.clone());
-        let manifests = ManifestStore::new(store.clone(), broker_epoch);
-        let orphan_min_age_ms = config.orphan_min_age.as_millis();
+        let manifests = ManifestStore::new(store.clone(), broker_epoch, clock.clone());
+        let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
         let tiering = Arc::new(Self {
             blocks: BlockCache::new(store.clone(), blocks_max_bytes, tokio::runtime::Handle::current()),
             archiver: Archiver::new(store.clone(), manifests.clone(), &config, metrics.clone()),
-            janitor: Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics.clone(), orphan_min_age_ms),
+            janitor: Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics.clone(), ages),
             workers: Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)),
             partitions: RwLock::default(),
             config,
@@ -255,7 +255,7 @@ impl Tiering {
         // Only after the metadata store was restored from an older copy.
         let log_start = head.manifest().log_start_offset;
         self.raise_log_start(&archive.partition, log_start).await?;
-        PartitionArchive::release(guard, head);
+        archive.release(guard, head);
         Ok(())
     }
 
@@ -307,7 +307,7 @@ impl Tiering {
             let committed = self.archiver.archive_segment(job, &mut head, &publish).await?;
             committed.files().iter().for_each(|file| report.add_file(file));
         }
-        PartitionArchive::release(guard, head);
+        archive.release(guard, head);
         Ok(())
     }
 

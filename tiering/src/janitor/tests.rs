@@ -8,6 +8,7 @@ use crate::pipeline::{ArchiveJob, Archiver, Batches};
 use crate::testing::{FaultyStore, batches, metrics, path, some_records, stage_options, tiering_config};
 
 const AGE_MS: i64 = 60_000;
+const RETIRED_MS: i64 = 1_000;
 const FILE_BYTES: usize = 16 << 10;
 
 struct Setup {
@@ -27,8 +28,9 @@ fn setup() -> Setup {
 
 fn on(faulty: FaultyStore, clock: Arc<ManualClock>, epoch: u64) -> Setup {
     let store = faulty.cold(0);
-    let manifests = ManifestStore::new(store.clone(), epoch);
-    let janitor = Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics(), AGE_MS);
+    let manifests = ManifestStore::new(store.clone(), epoch, clock.clone());
+    let ages = JanitorAges { orphan_ms: AGE_MS, retired_ms: RETIRED_MS };
+    let janitor = Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics(), ages);
     Setup { faulty, store, manifests, clock, janitor }
 }
 
@@ -79,16 +81,26 @@ async fn expired_files_go_after_the_commit() {
     setup.janitor.expire(&mut head, log_start, &publish).await.unwrap();
     assert_eq!(head.manifest().files, before.manifest().files[1..], "a file that holds the log start stays");
     assert_eq!(seen.into_inner(), head.manifest().files.len());
-    assert!(!setup.exists(&before.manifest().files[0].data.path()).await);
     setup.check().await;
     let version = head.manifest().version;
     setup.janitor.expire(&mut head, log_start, &|_| panic!("nothing changed")).await.unwrap();
+    setup.janitor.delete_retired(&mut head, &|_| panic!("nothing is due")).await.unwrap();
     assert_eq!(head.manifest().version, version, "no commit where nothing expired");
+    let gone = before.manifest().files[0].data.path();
+    assert!(setup.exists(&gone).await, "a reader may be at it");
+    setup.clock.advance_ms(RETIRED_MS);
+    setup.janitor.delete_retired(&mut head, &|_| {}).await.unwrap();
+    assert!(!setup.exists(&gone).await && head.retired().is_empty());
+    setup.check().await;
     // All of it.
     let end = head.manifest().archived_through();
     setup.janitor.expire(&mut head, end, &|_| {}).await.unwrap();
     assert!(head.manifest().files.is_empty());
+    setup.check().await;
+    setup.clock.advance_ms(RETIRED_MS);
+    setup.janitor.delete_retired(&mut head, &|_| {}).await.unwrap();
     assert!(setup.faulty.keys().await.iter().all(|key| key.contains("/manifest/")));
+    assert_eq!(setup.manifests.load(&path()).await.unwrap(), head);
 }
 
 #[tokio::test]

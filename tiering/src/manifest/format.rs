@@ -10,7 +10,8 @@
 //!   "epoch": number,                           }
 //!   "log_start_offset": number,
 //!   "sealed": [ { "object": {key, size_bytes, xxh3}, "base_offset", "last_offset", "files": count }, ... ],
-//!   "tail": [ data file, ... ]
+//!   "tail": [ data file, ... ],
+//!   "retired": [ { "object": {key, size_bytes, xxh3}, "at": milliseconds }, ... ]    absent where empty
 //! }
 //! ```
 //!
@@ -24,7 +25,7 @@ use object_store::path::Path as ObjectPath;
 use serde::{Deserialize, Serialize};
 use thermocline_ingest::model::{Offset, PartitionId, TopicId, TopicName};
 
-use super::{DataFile, Manifest, ManifestHead, ObjectRef};
+use super::{DataFile, Manifest, ManifestHead, ObjectRef, Retired};
 use crate::paths::{ObjectKind, PartitionPath};
 
 /// The version of both layouts.
@@ -53,6 +54,8 @@ struct VersionFile {
     log_start_offset: Offset,
     sealed: Vec<PartRef>,
     tail: Vec<Arc<DataFile>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Retired>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +77,7 @@ pub(super) struct DecodedVersion {
     /// without the files of the sealed parts
     pub manifest: Manifest,
     pub sealed: Vec<PartRef>,
+    pub retired: Vec<Retired>,
 }
 
 /// The bytes of a version object.
@@ -89,6 +93,7 @@ pub(super) fn encode_version(head: &ManifestHead) -> Result<Bytes, String> {
         log_start_offset: manifest.log_start_offset,
         sealed: head.sealed.clone(),
         tail: head.tail().to_vec(),
+        retired: head.retired.clone(),
     };
     to_json(&file)
 }
@@ -116,7 +121,13 @@ pub(super) fn decode_version(path: &PartitionPath, version: u64, bytes: &[u8]) -
         log_start_offset: file.log_start_offset,
         files: file.tail,
     };
-    Ok(DecodedVersion { manifest, sealed: file.sealed })
+    for Retired { object, .. } in &file.retired {
+        let key = ObjectPath::parse(&object.key).map_err(|error| error.to_string())?;
+        if path.parse_object(&key).is_none() {
+            return Err(format!("{:?}, said to be retired, is not the name of an object", object.key));
+        }
+    }
+    Ok(DecodedVersion { manifest, sealed: file.sealed, retired: file.retired })
 }
 
 /// The bytes of a part object.

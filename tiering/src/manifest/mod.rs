@@ -8,8 +8,8 @@
 //! 1. Versions only grow; an existing version is never rewritten, the newest is never deleted.
 //! 2. Whatever the newest version names exists, was read back and verified before the version was created.
 //! 3. Files are contiguous: `files[i].last_offset + 1 == files[i + 1].base_offset`.
-//! 4. Every file ends at or above `log_start_offset`; raising it drops the files below, and only after that commit
-//!    may their objects be deleted.
+//! 4. Every file ends at or above `log_start_offset`; raising it drops the files below. Objects that a version drops
+//!    are listed in it as retired until the janitor has deleted them, which it does when no reader can be at them.
 //! 5. `epoch` never falls from one version to the next. A broker commits only onto versions of its own or a lower epoch.
 //! 6. Sealed parts are immutable, cover a prefix of the files in order and never overlap the tail.
 //!
@@ -28,7 +28,8 @@
 //! | created, answer lost | the same bytes are found by the retry and count as created; after a restart the version is loaded like any other |
 //! | created, before the local copy may go | the hot copy stays a little longer |
 //! | log start raised in the metadata, not here | the janitor commits it in its next round |
-//! | files dropped, objects not yet deleted | orphans, collected when old enough |
+//! | files dropped, objects not yet deleted | they are retired: deleted when that was long enough ago |
+//! | retired objects deleted, not yet released | deleted again, which is no error, and released |
 //!
 //! # What grows
 //! A version holds the newest files in full (fewer than twice [`PART_FILES`]) and one reference of about 250 bytes for
@@ -38,6 +39,7 @@
 mod format;
 mod store;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -122,6 +124,8 @@ pub struct Manifest {
 pub struct ManifestHead {
     manifest: Arc<Manifest>,
     sealed: Vec<PartRef>,
+    /// oldest first
+    retired: Vec<Retired>,
 }
 
 /// What a commit changes.
@@ -131,6 +135,18 @@ pub enum Change {
     Append(Arc<DataFile>),
     /// Everything below is gone: files that end below it are dropped.
     RaiseLogStart(Offset),
+    /// One verified file in the place of the neighbouring files that cover exactly its offsets.
+    Merge(Arc<DataFile>),
+    /// The objects of these keys were deleted; they need not be remembered as retired any more.
+    Release(HashSet<String>),
+}
+
+/// An object that an earlier version named and this one does not: readers of that version may still be at it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retired {
+    pub object: ObjectRef,
+    /// when the version that dropped it was made
+    pub at: Timestamp,
 }
 
 /// Why a manifest could not be read or changed.
@@ -199,17 +215,23 @@ impl DataFile {
 
 impl ManifestHead {
     pub fn empty(path: &PartitionPath) -> Self {
-        Self { manifest: Arc::new(Manifest::empty(path)), sealed: Vec::new() }
+        Self { manifest: Arc::new(Manifest::empty(path)), sealed: Vec::new(), retired: Vec::new() }
     }
 
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 
-    /// Every object that this version names: data, splits, raw batches and its own parts.
+    /// Every object that this version names: data, splits, raw batches, its own parts, and what is retired.
     pub fn objects(&self) -> impl Iterator<Item = &ObjectRef> {
         let files = self.manifest.files.iter().flat_map(|file| file.objects());
-        files.chain(self.sealed.iter().map(|part| &part.object))
+        let parts = self.sealed.iter().map(|part| &part.object);
+        files.chain(parts).chain(self.retired.iter().map(|retired| &retired.object))
+    }
+
+    /// What earlier versions named and this one does not, oldest first; still in the store.
+    pub fn retired(&self) -> &[Retired] {
+        &self.retired
     }
 
     /// The files that the version itself holds.
@@ -220,9 +242,10 @@ impl ManifestHead {
     }
 
     /// The next version, in memory. Pure.
-    fn apply(&self, change: Change, epoch: u64) -> Result<Self, ManifestError> {
+    fn apply(&self, change: Change, epoch: u64, now: Timestamp) -> Result<Self, ManifestError> {
         let mut next = Manifest { version: self.manifest.version + 1, epoch, ..Manifest::clone(&self.manifest) };
-        let mut sealed = self.sealed.clone();
+        let (mut sealed, mut retired) = (self.sealed.clone(), self.retired.clone());
+        let mut retire = |object: &ObjectRef| retired.push(Retired { object: object.clone(), at: now });
         match change {
             Change::Append(file) => {
                 let expected = next.next_offset();
@@ -232,20 +255,42 @@ impl ManifestHead {
                     false => file.base_offset == next.archived_through(),
                 };
                 if !fits || file.last_offset < file.base_offset {
-                    let partition = next.path().root().to_string();
-                    return Err(ManifestError::NotContiguous { partition, base: file.base_offset, expected });
+                    return Err(not_contiguous(&next, &file, expected));
                 }
                 next.files.push(file);
             }
             Change::RaiseLogStart(start) => {
                 next.log_start_offset = next.log_start_offset.max(start);
                 let start = next.log_start_offset;
-                next.files.retain(|file| file.last_offset >= start);
-                sealed.retain(|part| part.last_offset >= start);
+                let gone = next.files.partition_point(|file| file.last_offset < start);
+                next.files.drain(..gone).for_each(|file| file.objects().for_each(&mut retire));
+                let gone = sealed.partition_point(|part| part.last_offset < start);
+                sealed.drain(..gone).for_each(|part| retire(&part.object));
             }
+            Change::Merge(file) => {
+                let first = next.files.partition_point(|old| old.last_offset < file.base_offset);
+                let end = next.files.partition_point(|old| old.base_offset <= file.last_offset);
+                let merged = next.files.get(first..end).unwrap_or_default();
+                let range = merged.first().zip(merged.last()).map(|(old, last)| (old.base_offset, last.last_offset));
+                if range != Some((file.base_offset, file.last_offset)) {
+                    let expected = range.map_or(next.next_offset(), |(base, _)| base);
+                    return Err(not_contiguous(&next, &file, expected));
+                }
+                // Parts are immutable and cover a prefix: the files of the first one that changes, and of all after
+                // it, are in the tail again.
+                let kept = sealed.partition_point(|part| part.last_offset < file.base_offset);
+                sealed.drain(kept..).for_each(|part| retire(&part.object));
+                next.files.splice(first..end, [file]).for_each(|old| old.objects().for_each(&mut retire));
+            }
+            Change::Release(keys) => retired.retain(|old| !keys.contains(&old.object.key)),
         }
-        Ok(Self { manifest: Arc::new(next), sealed })
+        Ok(Self { manifest: Arc::new(next), sealed, retired })
     }
+}
+
+fn not_contiguous(manifest: &Manifest, file: &DataFile, expected: Offset) -> ManifestError {
+    let partition = manifest.path().root().to_string();
+    ManifestError::NotContiguous { partition, base: file.base_offset, expected }
 }
 
 #[cfg(test)]

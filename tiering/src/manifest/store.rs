@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
+use thermocline_ingest::clock::Clock;
 
 use super::format::{self, DecodedVersion, MANIFEST_BYTES_MAX, PartRef};
 use super::{Change, Manifest, ManifestError, ManifestHead, ObjectRef, PART_FILES};
@@ -18,10 +19,11 @@ const PARTS_IN_FLIGHT: usize = 8;
 const NEWEST_RACES_MAX: usize = 3;
 
 /// Reads and commits manifests with the epoch of this start of the broker.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ManifestStore {
     store: ColdStore,
     epoch: u64,
+    clock: Arc<dyn Clock>,
 }
 
 /// What became of a commit.
@@ -36,8 +38,8 @@ pub enum CommitOutcome {
 
 impl ManifestStore {
     /// `epoch` must be higher than at any earlier start of this broker.
-    pub fn new(store: ColdStore, epoch: u64) -> Self {
-        Self { store, epoch }
+    pub fn new(store: ColdStore, epoch: u64, clock: Arc<dyn Clock>) -> Self {
+        Self { store, epoch, clock }
     }
 
     pub fn epoch(&self) -> u64 {
@@ -77,7 +79,7 @@ impl ManifestStore {
     pub async fn commit(&self, current: &ManifestHead, change: Change) -> Result<CommitOutcome, ManifestError> {
         let path = current.manifest.path();
         self.check_epoch(&current.manifest)?;
-        let next = self.seal_part(&path, current.apply(change, self.epoch)?).await?;
+        let next = self.seal_part(&path, current.apply(change, self.epoch, self.clock.now())?).await?;
         let version = next.manifest.version;
         let key = path.manifest(version);
         let bytes = format::encode_version(&next).map_err(|reason| corrupt(&key, reason))?;
@@ -137,7 +139,7 @@ impl ManifestStore {
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(failed(path, error)),
         };
-        let DecodedVersion { mut manifest, sealed } =
+        let DecodedVersion { mut manifest, sealed, retired } =
             format::decode_version(path, version, &bytes).map_err(|reason| corrupt(key, reason))?;
         let parts: Vec<_> = futures::stream::iter(sealed.clone())
             .map(|part| self.read_part(path, part))
@@ -147,7 +149,7 @@ impl ManifestStore {
         let start = manifest.log_start_offset;
         let tail = std::mem::take(&mut manifest.files);
         manifest.files = parts.into_iter().flatten().chain(tail).filter(|file| file.last_offset >= start).collect();
-        Ok(Some(ManifestHead { manifest: Arc::new(manifest), sealed }))
+        Ok(Some(ManifestHead { manifest: Arc::new(manifest), sealed, retired }))
     }
 
     async fn read_part(&self, path: &PartitionPath, part: PartRef) -> Result<Vec<Arc<super::DataFile>>, ManifestError> {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use object_store::memory::InMemory;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::paths::{AttemptId, ObjectKind, RangeName};
 use crate::store::ColdStore;
-use crate::testing::{FaultyStore, path, write_golden_if_asked};
+use crate::testing::{FaultyStore, manifest_store, path, write_golden_if_asked};
 
 fn object(kind: ObjectKind, base: i64, last: i64, attempt: AttemptId) -> ObjectRef {
     let key = path().object(&RangeName { kind, base: Offset(base), last: Offset(last), attempt });
@@ -49,7 +49,7 @@ async fn committed(store: &ManifestStore, head: &ManifestHead, change: Change) -
 #[tokio::test]
 async fn a_partition_without_an_archive_is_empty() {
     let (_, store) = faulty();
-    let head = ManifestStore::new(store, 1).load(&path()).await.unwrap();
+    let head = manifest_store(store, 1).load(&path()).await.unwrap();
     assert_eq!(head, ManifestHead::empty(&path()));
     assert_eq!(head.manifest().archived_through(), Offset::ZERO);
 }
@@ -57,7 +57,7 @@ async fn a_partition_without_an_archive_is_empty() {
 #[tokio::test]
 async fn long_histories_move_into_parts() {
     let (faulty, store) = faulty();
-    let manifests = ManifestStore::new(store.clone(), 1);
+    let manifests = manifest_store(store.clone(), 1);
     let mut head = manifests.load(&path()).await.unwrap();
     let files = 5 * PART_FILES as i64;
     let mut sizes = Vec::new();
@@ -93,7 +93,7 @@ async fn long_histories_move_into_parts() {
 #[tokio::test]
 async fn the_higher_epoch_wins_for_good() {
     let (_, store) = faulty();
-    let (old, new) = (ManifestStore::new(store.clone(), 1), ManifestStore::new(store.clone(), 2));
+    let (old, new) = (manifest_store(store.clone(), 1), manifest_store(store.clone(), 2));
     let start = committed(&old, &old.load(&path()).await.unwrap(), Change::Append(Arc::new(file(0, 9)))).await;
     let taken = committed(&new, &start, Change::Append(Arc::new(file(10, 19)))).await;
     for head in [&start, &taken] {
@@ -107,7 +107,7 @@ async fn the_higher_epoch_wins_for_good() {
     assert!(matches!(error, ManifestError::Fenced { .. }), "{error}");
     assert_eq!(new.load(&path()).await.unwrap(), taken);
     // An older broker that was first does not fence the newer one, but its commit counts.
-    let third = ManifestStore::new(store, 3);
+    let third = manifest_store(store, 3);
     let by_second = committed(&new, &taken, Change::Append(Arc::new(file(30, 39)))).await;
     match third.commit(&taken, Change::Append(Arc::new(file(30, 39)))).await.unwrap() {
         CommitOutcome::Superseded(newest) => assert_eq!(newest, by_second),
@@ -119,7 +119,7 @@ async fn the_higher_epoch_wins_for_good() {
 async fn an_own_commit_whose_answer_was_lost_is_recognised() {
     let inner = Arc::new(InMemory::new());
     let faulty = FaultyStore::healthy(inner.clone());
-    let manifests = ManifestStore::new(faulty.cold(0), 1);
+    let manifests = manifest_store(faulty.cold(0), 1);
     let start = manifests.load(&path()).await.unwrap();
     let landed = committed(&manifests, &start, Change::Append(Arc::new(file(0, 9)))).await;
     // The work was done again with fresh names, from a stale head.
@@ -132,10 +132,14 @@ async fn an_own_commit_whose_answer_was_lost_is_recognised() {
 #[tokio::test]
 async fn gaps_and_overlaps_are_refused() {
     let (_, store) = faulty();
-    let manifests = ManifestStore::new(store, 1);
+    let manifests = manifest_store(store, 1);
     let empty = manifests.load(&path()).await.unwrap();
     assert!(manifests.commit(&empty, Change::Append(Arc::new(file(5, 9)))).await.is_err());
     let head = committed(&manifests, &empty, Change::Append(Arc::new(file(0, 9)))).await;
+    for (base, last) in [(0, 8), (5, 9), (0, 12), (50, 60)] {
+        let error = manifests.commit(&head, Change::Merge(Arc::new(file(base, last)))).await.unwrap_err();
+        assert!(matches!(error, ManifestError::NotContiguous { .. }), "{base}..={last}: {error}");
+    }
     for (base, last) in [(0, 9), (9, 12), (11, 12), (10, 9)] {
         let error = manifests.commit(&head, Change::Append(Arc::new(file(base, last)))).await.unwrap_err();
         assert!(matches!(error, ManifestError::NotContiguous { .. }), "{base}..={last}: {error}");
@@ -151,7 +155,7 @@ async fn gaps_and_overlaps_are_refused() {
 #[tokio::test]
 async fn strangers_and_old_versions_in_the_folder_do_not_matter() {
     let (_, store) = faulty();
-    let manifests = ManifestStore::new(store.clone(), 1);
+    let manifests = manifest_store(store.clone(), 1);
     let mut head = manifests.load(&path()).await.unwrap();
     for n in 0..3 {
         head = committed(&manifests, &head, Change::Append(Arc::new(file(n * 10, n * 10 + 9)))).await;
@@ -169,7 +173,7 @@ async fn strangers_and_old_versions_in_the_folder_do_not_matter() {
 
 #[test]
 fn what_is_wrong_with_a_manifest_is_said() {
-    let head = ManifestHead::empty(&path()).apply(Change::Append(Arc::new(file(0, 9))), 1).unwrap();
+    let head = ManifestHead::empty(&path()).apply(Change::Append(Arc::new(file(0, 9))), 1, Timestamp(0)).unwrap();
     let good = String::from_utf8(format::encode_version(&head).unwrap().to_vec()).unwrap();
     let decode = |json: &str| format::decode_version(&path(), 1, json.as_bytes());
     assert!(decode(&good).is_ok());
@@ -229,7 +233,7 @@ fn manifests_of_version_1_read_back_and_are_written_the_same() {
     let newest = Arc::new(file_with(30, 39, attempt(4)));
     let files = tail.iter().cloned().chain([newest.clone()]).collect();
     let manifest = Manifest { version: 7, epoch: 5, log_start_offset: Offset(4), files, ..Manifest::empty(&path()) };
-    let head = ManifestHead { manifest: Arc::new(manifest), sealed: vec![part] };
+    let head = ManifestHead { manifest: Arc::new(manifest), sealed: vec![part], retired: Vec::new() };
     let golden = include_bytes!("../../tests/golden/manifest-v1.json");
     write_golden_if_asked("manifest-v1.json", &format::encode_version(&head).unwrap());
     assert_eq!(format::encode_version(&head).unwrap(), golden.as_slice());
@@ -243,15 +247,17 @@ proptest! {
 
     /// Against a model: a map from base to last offset.
     #[test]
-    fn manifests_hold_what_was_committed(steps in prop::collection::vec((0..4_u8, 1..30_i64), 1..300)) {
+    fn manifests_hold_what_was_committed(steps in prop::collection::vec((0..7_u8, 1..30_i64), 1..300)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (_, store) = faulty();
             let mut epoch = 1;
-            let mut manifests = ManifestStore::new(store.clone(), epoch);
+            let mut manifests = manifest_store(store.clone(), epoch);
             let mut head = manifests.load(&path()).await.unwrap();
             let (mut model, mut start, mut end) = (BTreeMap::new(), 0, 0);
             for (step, len) in steps {
+                let before: HashSet<String> = head.objects().map(|object| object.key.clone()).collect();
+                let mut released = HashSet::new();
                 match step {
                     0 | 1 => {
                         head = committed(&manifests, &head, Change::Append(Arc::new(file(end, end + len - 1)))).await;
@@ -263,17 +269,34 @@ proptest! {
                         head = committed(&manifests, &head, Change::RaiseLogStart(Offset(start))).await;
                         model.retain(|_, last| *last >= start);
                     }
+                    3 | 4 => {
+                        let files = &head.manifest().files;
+                        let from = len as usize % files.len().max(1);
+                        let merged = &files[from..files.len().min(from + len as usize)];
+                        if let (Some(first), Some(last)) = (merged.first(), merged.last()) {
+                            let one = file(first.base_offset.0, last.last_offset.0);
+                            head = committed(&manifests, &head, Change::Merge(Arc::new(one.clone()))).await;
+                            model.retain(|base, _| *base < one.base_offset.0 || *base > one.last_offset.0);
+                            model.insert(one.base_offset.0, one.last_offset.0);
+                        }
+                    }
+                    5 => {
+                        let keys = head.retired().iter().take(len as usize).map(|old| old.object.key.clone());
+                        released = keys.collect();
+                        head = committed(&manifests, &head, Change::Release(released.clone())).await;
+                    }
                     _ => {
                         epoch += 1;
-                        manifests = ManifestStore::new(store.clone(), epoch);
+                        manifests = manifest_store(store.clone(), epoch);
                         head = manifests.load(&path()).await.unwrap();
                     }
                 }
+                let named: HashSet<String> = head.objects().map(|object| object.key.clone()).collect();
+                assert!(before.difference(&named).all(|key| released.contains(key)), "what is dropped is retired");
                 let manifest = head.manifest();
                 let ranges: Vec<_> = manifest.files.iter().map(|f| (f.base_offset.0, f.last_offset.0)).collect();
                 assert_eq!(ranges, model.clone().into_iter().collect::<Vec<_>>());
                 assert_eq!((manifest.next_offset().0, manifest.log_start_offset.0), (end.max(start), start));
-                assert!(head.tail().len() <= 2 * PART_FILES);
             }
             assert_eq!(manifests.load(&path()).await.unwrap(), head);
         });

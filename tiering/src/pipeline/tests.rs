@@ -9,8 +9,8 @@ use thermocline_ingest::record::BatchHeader;
 use super::*;
 use crate::manifest::ObjectRef;
 use crate::testing::{
-    Fault, FaultyStore, TestRecord, any_record, batch, batches, metrics, path, some_records, stage_options,
-    tiering_config, undecodable,
+    Fault, FaultyStore, TestRecord, any_record, batch, batches, manifest_store, metrics, path, some_records,
+    stage_options, tiering_config, undecodable,
 };
 
 /// Decoded bytes at which a file is cut in these tests; the records are small.
@@ -31,7 +31,7 @@ fn stage_all(batches: &[Bytes], from: i64, file_bytes_max: usize) -> Result<Vec<
 }
 
 fn archiver(store: &ColdStore, epoch: u64) -> (Archiver, ManifestStore) {
-    let manifests = ManifestStore::new(store.clone(), epoch);
+    let manifests = manifest_store(store.clone(), epoch);
     (Archiver::new(store.clone(), manifests.clone(), &tiering_config(), metrics()), manifests)
 }
 
@@ -45,7 +45,7 @@ async fn archive(store: &ColdStore, epoch: u64, batches: &[Bytes]) -> Result<Man
 /// Everything the manifest names is there, and its files hold the segment once, in order.
 async fn check(faulty: &FaultyStore, segment: &[Bytes]) -> Result<(), String> {
     let store = faulty.cold(0);
-    let head = ManifestStore::new(store.clone(), 1).load(&path()).await.map_err(|e| format!("{e:?}"))?;
+    let head = manifest_store(store.clone(), 1).load(&path()).await.map_err(|e| format!("{e:?}"))?;
     let stored: HashSet<_> = faulty.keys().await.into_iter().collect();
     let mut next = Offset::ZERO;
     for file in &head.manifest().files {

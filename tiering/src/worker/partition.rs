@@ -28,6 +28,8 @@ pub(super) struct PartitionArchive {
     backoff: Mutex<Backoff>,
     closed: AtomicBool,
     versions_trimmed_at: AtomicU64,
+    /// Whether the head, when it was last put back, listed retired objects.
+    has_retired: AtomicBool,
 }
 
 #[derive(Default)]
@@ -50,6 +52,7 @@ impl PartitionArchive {
             backoff: Mutex::default(),
             closed: AtomicBool::new(false),
             versions_trimmed_at: AtomicU64::new(0),
+            has_retired: AtomicBool::new(false),
         }
     }
 
@@ -82,8 +85,13 @@ impl PartitionArchive {
         Ok((guard, head))
     }
 
-    pub fn release(mut guard: HeadGuard<'_>, head: ManifestHead) {
+    pub fn release(&self, mut guard: HeadGuard<'_>, head: ManifestHead) {
+        self.has_retired.store(!head.retired().is_empty(), Ordering::Relaxed);
         *guard = Some(head);
+    }
+
+    pub fn has_retired(&self) -> bool {
+        self.has_retired.load(Ordering::Relaxed)
     }
 
     /// No job starts any more; waits for the one under way.

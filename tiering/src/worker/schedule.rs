@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::partition::{Key, PartitionArchive};
 use super::{ArchiveReport, Tiering, TieringError};
 use crate::janitor::JanitorError;
-use crate::manifest::ManifestError;
+use crate::manifest::{ManifestError, ManifestHead};
 use crate::pipeline::ArchiveError;
 use crate::retention::{self, Holdings, Piece, Retention};
 
@@ -179,14 +179,15 @@ async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), Tie
     let manifest = archive.manifest();
     let log_start = partition.log_start_offset();
     let has_expired = manifest.files.first().is_some_and(|file| file.last_offset < log_start);
-    if !has_expired && !archive.take_version_trim(manifest.version, VERSION_TRIM_EVERY) {
+    if !has_expired && !archive.has_retired() && !archive.take_version_trim(manifest.version, VERSION_TRIM_EVERY) {
         return Ok(());
     }
     let (guard, mut head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
-    let publish = |head: &crate::manifest::ManifestHead| archive.publish(head.manifest());
+    let publish = |head: &ManifestHead| archive.publish(head.manifest());
     tiering.janitor.expire(&mut head, log_start, &publish).await.map_err(failed)?;
+    tiering.janitor.delete_retired(&mut head, &publish).await.map_err(failed)?;
     tiering.janitor.trim_versions(&archive.path).await.map_err(failed)?;
-    PartitionArchive::release(guard, head);
+    archive.release(guard, head);
     Ok(())
 }
 
@@ -195,7 +196,7 @@ async fn sweep_partition(tiering: &Tiering, archive: &PartitionArchive) -> Resul
     let failed = |source| TieringError::Janitor { partition: partition.clone(), source };
     let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
     tiering.janitor.collect_orphans(&archive.path).await.map_err(failed)?;
-    PartitionArchive::release(guard, head);
+    archive.release(guard, head);
     Ok(())
 }
 
