@@ -23,14 +23,13 @@
 //! Footer metadata: `thermocline.topic`, `thermocline.partition`, `thermocline.base_offset`,
 //! `thermocline.last_offset` (inclusive; the range of offsets the file stands for, also where it has no rows).
 
+mod columns;
+mod rows;
+
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{
-    ArrayRef, BinaryBuilder, Int32Array, Int32Builder, Int64Builder, ListArray, RecordBatch, StringBuilder,
-    StructArray, TimestampMicrosecondBuilder,
-};
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use bytes::Bytes;
@@ -45,14 +44,13 @@ use thermocline_config::TieringConfig;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicName};
 use thermocline_ingest::record::Record;
 
+use columns::ColumnEncoder;
+use rows::{RowBuffer, row_bytes};
+
 /// Most rows of one page.
 pub const PAGE_ROWS_MAX: usize = 4096;
 /// Longest lower or upper bound of a binary column.
 pub const STATISTICS_BYTES_MAX: usize = 64;
-/// What a row costs in memory beside key, value and headers.
-const ROW_BYTES: usize = 32;
-/// What a header costs beside its bytes.
-const HEADER_BYTES: usize = 8;
 /// Largest slice handed to the library at once: its arrays have 32-bit offsets.
 const SLICE_BYTES_MAX: usize = 1 << 30;
 /// Position of the `offset` column.
@@ -87,6 +85,10 @@ pub enum ParquetError {
     Library(#[from] LibraryError),
     #[error("building Arrow arrays")]
     Arrow(#[from] ArrowError),
+    #[error("starting a thread to encode Parquet on")]
+    Thread(#[source] io::Error),
+    #[error("the thread that encodes Parquet stopped unexpectedly")]
+    Stopped,
 }
 
 /// How a data file is laid out.
@@ -99,32 +101,20 @@ pub struct ParquetOptions {
     pub page_bytes: usize,
 }
 
-/// Writes one data file in memory.
+/// Writes one data file in memory: rows are gathered here, their columns are encoded on a thread of its own.
 pub struct ParquetEncoder {
-    writer: ArrowWriter<Vec<u8>>,
+    columns: ColumnEncoder,
     rows: RowBuffer,
     partition: PartitionId,
     row_group_bytes: usize,
     /// The library looks at a page's size only between writes, so it gets half a page at a time.
     slice_bytes: usize,
-    /// decoded bytes of the row group under way that the writer has
+    /// decoded bytes of the row group under way, without `rows`
     group_bytes: usize,
+    /// memory of the row groups that are finished
+    encoded_bytes: usize,
     decoded_bytes: usize,
     row_count: u64,
-}
-
-/// Rows that are not in the writer yet, as Arrow columns under construction.
-struct RowBuffer {
-    offset: Int64Builder,
-    timestamp: TimestampMicrosecondBuilder,
-    timestamp_type: Int32Builder,
-    key: BinaryBuilder,
-    value: BinaryBuilder,
-    /// where each row's headers end
-    header_ends: Vec<i32>,
-    header_key: StringBuilder,
-    header_value: BinaryBuilder,
-    bytes: usize,
 }
 
 /// The Arrow schema of every data file.
@@ -200,13 +190,15 @@ impl ParquetEncoder {
         // The embedded Arrow schema would say nothing that the Parquet schema does not.
         let writer_options =
             ArrowWriterOptions::new().with_properties(options.properties()?).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), schema(), writer_options)?;
         Ok(Self {
-            writer: ArrowWriter::try_new_with_options(Vec::new(), schema(), writer_options)?,
+            columns: ColumnEncoder::start(writer)?,
             rows: RowBuffer::new(),
             partition,
             row_group_bytes: options.row_group_bytes.max(1),
             slice_bytes: (options.page_bytes / 2).clamp(1, SLICE_BYTES_MAX / 2),
             group_bytes: 0,
+            encoded_bytes: 0,
             decoded_bytes: 0,
             row_count: 0,
         })
@@ -224,11 +216,11 @@ impl ParquetEncoder {
         self.rows.push(record, micros, size_bytes);
         self.decoded_bytes += size_bytes;
         self.row_count += 1;
-        if self.rows.bytes >= self.slice_bytes {
+        if self.rows.bytes() >= self.slice_bytes {
             self.write_slice()?;
         }
         if self.group_bytes >= self.row_group_bytes {
-            self.writer.flush()?;
+            self.encoded_bytes = self.columns.end_row_group()?;
             self.group_bytes = 0;
         }
         Ok(())
@@ -243,91 +235,32 @@ impl ParquetEncoder {
         self.decoded_bytes
     }
 
-    /// Memory held, about.
+    /// Memory held, about. The same rows always give the same figure, however far the encoding thread has got.
     pub fn memory_bytes(&self) -> usize {
-        self.rows.bytes + self.writer.memory_size() + self.writer.inner().capacity()
+        self.rows.bytes() + self.group_bytes + self.encoded_bytes
     }
 
     /// The finished file, standing for the offsets `base` to `last`, inclusive.
     pub fn finish(mut self, topic: &TopicName, base: Offset, last: Offset) -> Result<Bytes, ParquetError> {
         self.write_slice()?;
+        let mut writer = self.columns.finish()?;
         for (key, value) in [
             (TOPIC_KEY, topic.to_string()),
             (PARTITION_KEY, self.partition.to_string()),
             (BASE_OFFSET_KEY, base.to_string()),
             (LAST_OFFSET_KEY, last.to_string()),
         ] {
-            self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+            writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
-        Ok(self.writer.into_inner()?.into())
+        let mut file = writer.into_inner()?;
+        // It grew by doubling, and stays in memory until it is verified.
+        file.shrink_to_fit();
+        Ok(file.into())
     }
 
     fn write_slice(&mut self) -> Result<(), ParquetError> {
-        self.group_bytes += self.rows.bytes;
-        let batch = self.rows.take(self.partition)?;
-        Ok(self.writer.write(&batch)?)
-    }
-}
-
-/// What a record counts towards row groups and files.
-fn row_bytes(record: &Record<'_>) -> usize {
-    let mut bytes = ROW_BYTES + record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
-    for (key, value) in record.headers.iter() {
-        bytes += HEADER_BYTES + key.len() + value.map_or(0, <[u8]>::len);
-    }
-    bytes
-}
-
-impl RowBuffer {
-    fn new() -> Self {
-        Self {
-            offset: Int64Builder::new(),
-            timestamp: TimestampMicrosecondBuilder::new().with_timezone("UTC"),
-            timestamp_type: Int32Builder::new(),
-            key: BinaryBuilder::new(),
-            value: BinaryBuilder::new(),
-            header_ends: vec![0],
-            header_key: StringBuilder::new(),
-            header_value: BinaryBuilder::new(),
-            bytes: 0,
-        }
-    }
-
-    fn push(&mut self, record: &Record<'_>, micros: i64, size_bytes: usize) {
-        self.offset.append_value(record.offset.0);
-        self.timestamp.append_value(micros);
-        self.timestamp_type.append_value(record.timestamp_type as i32);
-        self.key.append_option(record.key);
-        self.value.append_option(record.value);
-        let mut end = self.header_ends.last().copied().unwrap_or_default();
-        for (key, value) in record.headers.iter() {
-            self.header_key.append_value(key);
-            self.header_value.append_option(value);
-            end += 1;
-        }
-        self.header_ends.push(end);
-        self.bytes += size_bytes;
-    }
-
-    /// The rows so far; the buffer is empty again.
-    fn take(&mut self, partition: PartitionId) -> Result<RecordBatch, ArrowError> {
-        let headers: Vec<ArrayRef> = vec![Arc::new(self.header_key.finish()), Arc::new(self.header_value.finish())];
-        let headers = StructArray::try_new(header_fields(), headers, None)?;
-        let rows = self.header_ends.len().saturating_sub(1);
-        let ends = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(&mut self.header_ends, vec![0])));
-        self.bytes = 0;
-        RecordBatch::try_new(
-            schema(),
-            vec![
-                Arc::new(Int32Array::from_value(partition.0, rows)),
-                Arc::new(self.offset.finish()),
-                Arc::new(self.timestamp.finish()),
-                Arc::new(self.timestamp_type.finish()),
-                Arc::new(self.key.finish()),
-                Arc::new(self.value.finish()),
-                Arc::new(ListArray::try_new(header_element(), ends, Arc::new(headers), None)?),
-            ],
-        )
+        self.group_bytes += self.rows.bytes();
+        self.columns.write(self.rows.take(self.partition)?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Helpers of this crate's tests: records, a store that fails when told to, and everything in between.
 
+pub mod chaos;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -369,6 +369,9 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|_| TieringError::Aborted { partition: partition.topic_partition().clone() })
 }
 
+#[cfg(test)]
+mod crash_tests;
+
 /// The broker spawns these; a future that is not `Send` would be found only there.
 #[cfg(test)]
 mod tests {

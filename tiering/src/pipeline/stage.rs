@@ -135,7 +135,8 @@ impl Stager {
         };
         let mut file = FileBuilder::new(&self.options)?;
         let mut position = self.position;
-        while file.size_bytes() < self.options.file_bytes_max {
+        // One batch at least, for an empty file would say that the segment is done.
+        while file.range.is_none() || file.size_bytes() < self.options.file_bytes_max {
             let Some(batch) = batches.next().transpose()? else { break };
             let header =
                 BatchHeader::read(&batch).map_err(|source| StageError::Header { expected: position, source })?;

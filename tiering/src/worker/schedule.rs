@@ -166,7 +166,7 @@ async fn remove_deleted_topics(tiering: &Tiering, removing: &mut HashMap<TopicId
 }
 
 /// Raises the log start by the topic's retention, then drops what lies below it from the archive.
-async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
+pub(super) async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
     let partition = &archive.partition;
     let config = partition.config();
     let failed =
@@ -191,7 +191,7 @@ async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), Tie
     Ok(())
 }
 
-async fn sweep_partition(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
+pub(super) async fn sweep_partition(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
     let partition = archive.partition.topic_partition();
     let failed = |source| TieringError::Janitor { partition: partition.clone(), source };
     let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
