@@ -170,12 +170,12 @@ class Broker(Child):
         check_equal(code, 0, "exit code after SIGTERM")
         self.process = None
 
-    def request(self, method, path, body=None):
+    def request(self, method, path, body=None, timeout=STEP_SECONDS):
         """The open response."""
         data = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
         request = urllib.request.Request(f"http://{self.http}{path}", data=data, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        return opener.open(request, timeout=STEP_SECONDS)
+        return opener.open(request, timeout=timeout)
 
     def call(self, method, path, body=None):
         """The answer as JSON; refusals raise."""

@@ -53,3 +53,5 @@ echo "== kafka-python"
 "$python" "$here/kafka_python.py" --broker "$broker"
 echo "== kill -9"
 "$python" "$here/kill9.py" --broker "$broker" --rounds "$rounds"
+echo "== bulk"
+"$python" "$here/bulk.py" --broker "$broker" --s3-server "$s3_server" --megabytes 20
