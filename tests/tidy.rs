@@ -176,3 +176,20 @@ fn dependencies_point_one_way() {
         }
     }
 }
+
+/// A crash that nobody tests is a promise.
+#[test]
+fn every_row_of_the_crash_table_names_a_test() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, section) = text.split_once("## Crashes").unwrap();
+    let table = section.split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 10, "{} rows", rows.len());
+    let sources = sources();
+    let untested = rows.iter().filter(|row| {
+        let name = row.rsplit('`').nth(1).unwrap_or_default();
+        let test = format!("fn {name}(");
+        name.is_empty() || !sources.iter().any(|source| source.text.contains(&test))
+    });
+    refuse("rows of the crash table without a test of that name", untested.map(|row| row.to_string()).collect());
+}

@@ -14,6 +14,7 @@ mod world;
 
 use proptest::prelude::*;
 
+use super::*;
 use crate::testing::{any_record, some_records};
 use world::{Step, World};
 
@@ -115,4 +116,14 @@ fn a_death_at_any_operation_is_survived() {
             break;
         }
     }
+}
+
+/// The broker spawns these; a future that is not `Send` would be found only there.
+#[test]
+fn background_work_and_requests_can_be_spawned() {
+    fn assert_send<T: Send>(_: &T) {}
+    let _ = |tiering: Arc<Tiering>, topic: Arc<Topic>, shutdown| {
+        assert_send(&tiering.archive_now(&topic, true));
+        assert_send(&tiering.clone().run(shutdown));
+    };
 }
