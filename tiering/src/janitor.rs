@@ -93,15 +93,16 @@ impl Janitor {
         Self { store, manifests, clock, metrics, ages }
     }
 
-    /// Drops the data files that end below `log_start` from the manifest; their objects are retired by that. `publish`
-    /// is called after the commit.
+    /// Drops data files that end below `log_start` from the manifest, as many as one commit may; their objects are
+    /// retired by that. `publish` is called after the commit.
     pub async fn expire(
         &self,
         head: &mut ManifestHead,
         log_start: Offset,
         publish: &(dyn Fn(&ManifestHead) + Send + Sync),
     ) -> Result<(), JanitorError> {
-        let expired = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+        let below = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+        let expired = below.min(head.droppable_files());
         if expired > 0 && self.commit(head, Change::RaiseLogStart(log_start), publish).await? {
             self.metrics.expired_files.inc_by(expired as u64);
         }
@@ -143,14 +144,18 @@ impl Janitor {
 
     /// Deletes old manifest versions. The caller holds the partition's commits.
     pub async fn trim_versions(&self, path: &PartitionPath) -> Result<(), JanitorError> {
-        let newest = self.manifests.load(path).await?;
-        if newest.manifest().epoch > self.manifests.epoch() {
+        let Some((newest, epoch)) = self.manifests.newest(path).await? else { return Ok(()) };
+        if epoch > self.manifests.epoch() {
             return Ok(());
         }
         let mut versions = self.manifests.versions(path).await?;
-        versions.retain(|(version, _)| *version < newest.manifest().version);
+        versions.retain(|(version, _)| *version < newest);
         versions.truncate((versions.len() + 1).saturating_sub(MANIFEST_VERSIONS_KEPT));
-        Ok(self.delete_all(versions.into_iter().map(|(_, meta)| meta.location).collect()).await?)
+        // Oldest first, one at a time: whoever looks for the newest version relies on it.
+        for (_, meta) in versions {
+            self.store.delete(&meta.location).await?;
+        }
+        Ok(())
     }
 
     /// Deletes objects that no manifest names and that are old enough. The caller holds the partition's commits.

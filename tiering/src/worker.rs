@@ -153,6 +153,7 @@ impl Tiering {
         let TieringOptions { config, cache, store, topics, clock, metrics, broker_epoch } = options;
         store.observe(metrics.clone());
         let manifests = ManifestStore::new(store.clone(), broker_epoch, clock.clone());
+        manifests.observe(metrics.clone());
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
         let tiering = Arc::new(Self {
@@ -311,20 +312,20 @@ impl Tiering {
         Ok(())
     }
 
-    /// Where records were deleted beyond the archive's end, the archive goes on from the new log start.
+    /// Where records were deleted beyond the archive's end, the archive goes on from the new log start. In steps: see
+    /// [`Change::RaiseLogStart`].
     async fn follow_log_start(&self, archive: &PartitionArchive, head: &mut ManifestHead) -> Result<(), ArchiveError> {
         let log_start = archive.partition.log_start_offset();
-        if log_start <= head.manifest().next_offset() {
-            return Ok(());
-        }
-        match self.manifests.commit(head, Change::RaiseLogStart(log_start)).await? {
-            CommitOutcome::Committed(next) => {
-                *head = next;
-                archive.publish(head.manifest());
-                Ok(())
+        while log_start > head.manifest().next_offset() {
+            match self.manifests.commit(head, Change::RaiseLogStart(log_start)).await? {
+                CommitOutcome::Committed(next) => *head = next,
+                CommitOutcome::Superseded(newest) => {
+                    return Err(ArchiveError::Superseded { version: newest.manifest().version });
+                }
             }
-            CommitOutcome::Superseded(newest) => Err(ArchiveError::Superseded { version: newest.manifest().version }),
+            archive.publish(head.manifest());
         }
+        Ok(())
     }
 
     fn job(&self, archive: &PartitionArchive, segment: SealedSegment) -> ArchiveJob {

@@ -79,7 +79,10 @@ async fn expired_files_go_after_the_commit() {
     let seen = std::sync::atomic::AtomicUsize::new(0);
     let publish = |head: &ManifestHead| seen.store(head.manifest().files.len(), std::sync::atomic::Ordering::SeqCst);
     setup.janitor.expire(&mut head, log_start, &publish).await.unwrap();
-    assert_eq!(head.manifest().files, before.manifest().files[1..], "a file that holds the log start stays");
+    assert!(
+        head.manifest().files.iter().eq(before.manifest().files.iter_from(1)),
+        "a file that holds the log start stays"
+    );
     assert_eq!(seen.into_inner(), head.manifest().files.len());
     setup.check().await;
     let version = head.manifest().version;

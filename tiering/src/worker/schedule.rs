@@ -16,8 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::partition::{Key, PartitionArchive};
 use super::{ArchiveReport, Tiering, TieringError};
 use crate::janitor::JanitorError;
-use crate::manifest::{ManifestError, ManifestHead};
-use crate::pipeline::ArchiveError;
+use crate::manifest::ManifestHead;
 use crate::retention::{self, Holdings, Piece, Retention};
 
 /// How often retention is applied and deleted topics are noticed.
@@ -91,12 +90,7 @@ async fn archive_one(tiering: &Tiering, archive: &PartitionArchive) {
             }
         }
         Err(_) if archive.is_closed() => tracing::debug!(%partition, "topic deleted while it was archived"),
-        Err(error) => {
-            if matches!(&error, ArchiveError::Commit(ManifestError::Fenced { .. })) {
-                tiering.metrics.fenced.set(1);
-            }
-            failed(tiering, archive, &error);
-        }
+        Err(error) => failed(tiering, archive, &error),
     }
 }
 
