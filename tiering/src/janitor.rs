@@ -3,7 +3,8 @@
 //! | what goes | when |
 //! |---|---|
 //! | what the manifest lists as retired: objects of expired or merged files, replaced parts | `tiering.retired_min_age` after the commit that dropped them |
-//! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`] |
+//! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`], oldest first |
+//! | old epoch claims | all but the newest [`EPOCHS_KEPT`] |
 //! | orphans: named like our objects, in a live partition's folders, not named by its newest manifest | when older than `tiering.orphan_min_age` by the store's own date |
 //! | everything of a deleted topic | once it is marked with a tombstone; the tombstone goes last |
 //!
@@ -45,6 +46,8 @@ use crate::store::{ColdStore, StoreError};
 
 /// Manifest versions of a partition that stay, the newest included.
 pub const MANIFEST_VERSIONS_KEPT: usize = 8;
+/// Epoch claims that stay, ours included: the newest tells who has the store, the others are for people.
+pub const EPOCHS_KEPT: usize = 8;
 /// Deletes under way at once.
 const DELETES_IN_FLIGHT: usize = 8;
 
@@ -156,6 +159,16 @@ impl Janitor {
             self.store.delete(&meta.location).await?;
         }
         Ok(())
+    }
+
+    /// Deletes old epoch claims, none that is newer than ours.
+    pub async fn trim_epochs(&self) -> Result<(), JanitorError> {
+        let (objects, _) = self.store.list_folder(&paths::epochs_root()).await?;
+        let mut claims: Vec<u64> = objects.iter().filter_map(|meta| paths::parse_epoch(&meta.location)).collect();
+        claims.retain(|epoch| *epoch <= self.manifests.epoch());
+        claims.sort_unstable();
+        claims.truncate(claims.len().saturating_sub(EPOCHS_KEPT));
+        Ok(self.delete_all(claims.into_iter().map(paths::epoch).collect()).await?)
     }
 
     /// Deletes objects that no manifest names and that are old enough. The caller holds the partition's commits.

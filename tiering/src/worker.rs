@@ -7,7 +7,9 @@
 //! 2. At most `tiering.workers` segments are archived at once, background and `archive_now` together.
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.
-//! 4. Only topics with `remote.storage.enable` that are not internal are archived. What was archived before the
+//! 4. A local log goes on at or above its archive's end; at start one that ends below is made to.
+//! 5. Once another broker has taken over the store, nothing is archived, expired or deleted here any more.
+//! 6. Only topics with `remote.storage.enable` that are not internal are archived. What was archived before the
 //!    setting was turned off stays readable and expires with the log start.
 //!
 //! # Failures
@@ -18,6 +20,7 @@
 
 mod partition;
 mod schedule;
+mod standing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,6 +55,12 @@ const SUPERSEDED_MAX: usize = 3;
 pub enum TieringError {
     #[error("loading the archive of {partition}")]
     Load {
+        partition: TopicPartition,
+        #[source]
+        source: ManifestError,
+    },
+    #[error("claiming the archive of {partition}")]
+    Claim {
         partition: TopicPartition,
         #[source]
         source: ManifestError,
@@ -253,9 +262,7 @@ impl Tiering {
         let partition = archive.partition.topic_partition().clone();
         let (guard, head) =
             archive.acquire(&self.manifests).await.map_err(|source| TieringError::Load { partition, source })?;
-        // Only after the metadata store was restored from an older copy.
-        let log_start = head.manifest().log_start_offset;
-        self.raise_log_start(&archive.partition, log_start).await?;
+        self.follow_archive(&archive, &head).await?;
         archive.release(guard, head);
         Ok(())
     }
@@ -296,6 +303,7 @@ impl Tiering {
         segments_max: usize,
         report: &mut ArchiveReport,
     ) -> Result<(), ArchiveError> {
+        self.describe_topic(archive).await?;
         let (guard, mut head) = archive.acquire(&self.manifests).await?;
         self.follow_log_start(archive, &mut head).await?;
         for segment in archive.unarchived_segments(head.manifest().next_offset()).into_iter().take(segments_max) {

@@ -157,6 +157,20 @@ async fn the_newest_versions_stay() {
 }
 
 #[tokio::test]
+async fn the_newest_epochs_stay() {
+    let first = setup();
+    let own = EPOCHS_KEPT as u64 + 3;
+    for epoch in 1..=own + 2 {
+        first.store.put(&paths::epoch(epoch), "{}".into()).await.unwrap();
+    }
+    let setup = on(first.faulty.clone(), first.clock.clone(), own);
+    setup.janitor.trim_epochs().await.unwrap();
+    let (left, _) = setup.store.list_folder(&paths::epochs_root()).await.unwrap();
+    let left: Vec<_> = left.iter().filter_map(|meta| paths::parse_epoch(&meta.location)).collect();
+    assert_eq!(left, (4..=own + 2).collect::<Vec<_>>(), "ours, those before it, and all that are newer");
+}
+
+#[tokio::test]
 async fn deleted_topics_leave_nothing_even_if_interrupted() {
     let setup = setup();
     setup.archive().await;

@@ -184,10 +184,10 @@ pub enum ManifestError {
     #[error("manifest object {key} is damaged: {reason}; restore it from a copy of the bucket")]
     Corrupt { key: String, reason: String },
     #[error(
-        "{partition} is archived by a broker of epoch {epoch}, this one has {own_epoch}; \
-         stop one of the two, or restart this one if it is the one to stay"
+        "{what} is archived by a broker of epoch {epoch}, this one has {own_epoch} and only reads; stop one of the two, \
+         or start this one on an empty data directory if it is the one to stay"
     )]
-    Fenced { partition: String, epoch: u64, own_epoch: u64 },
+    Fenced { what: String, epoch: u64, own_epoch: u64 },
     #[error("{partition}: a file that starts at offset {base} cannot follow an archive that ends at {expected}")]
     NotContiguous { partition: String, base: Offset, expected: Offset },
     #[error(

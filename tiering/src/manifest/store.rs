@@ -34,8 +34,8 @@ pub struct ManifestStore {
 /// Another broker has taken over: nothing that this one archives is accepted any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fenced {
-    /// where it was noticed
-    pub partition: String,
+    /// where it was noticed: a folder of the store
+    pub what: String,
     /// of the other broker
     pub epoch: u64,
     pub own_epoch: u64,
@@ -145,14 +145,27 @@ impl ManifestStore {
     }
 
     fn check_epoch(&self, manifest: &Manifest) -> Result<(), ManifestError> {
-        if manifest.epoch <= self.epoch {
-            return Ok(());
+        let what = || manifest.path().root().to_string();
+        if manifest.epoch > self.epoch {
+            return Err(self.fence(what(), manifest.epoch));
         }
-        let partition = manifest.path().root().to_string();
-        let (epoch, own_epoch) = (manifest.epoch, self.epoch);
-        if self.fence.fenced.set(Fenced { partition: partition.clone(), epoch, own_epoch }).is_ok() {
+        self.check_not_fenced(what)
+    }
+
+    /// Refuses what a fenced broker must not do to `what`.
+    pub(crate) fn check_not_fenced(&self, what: impl FnOnce() -> String) -> Result<(), ManifestError> {
+        match self.fenced() {
+            None => Ok(()),
+            Some(fenced) => Err(self.fence(what(), fenced.epoch)),
+        }
+    }
+
+    /// Takes note, for good, that a broker of a higher epoch has written to `what`. Told once.
+    pub(crate) fn fence(&self, what: String, epoch: u64) -> ManifestError {
+        let own_epoch = self.epoch;
+        if self.fence.fenced.set(Fenced { what: what.clone(), epoch, own_epoch }).is_ok() {
             tracing::error!(
-                partition,
+                what,
                 epoch,
                 own_epoch,
                 "another broker archives to this store now; this one archives nothing any more and should be stopped"
@@ -161,7 +174,7 @@ impl ManifestStore {
                 metrics.fenced.set(1);
             }
         }
-        Err(ManifestError::Fenced { partition, epoch, own_epoch })
+        ManifestError::Fenced { what, epoch, own_epoch }
     }
 
     /// Stores the parts that the change under way has made. No version names them yet.

@@ -112,14 +112,15 @@ async fn janitor_loop(tiering: &Arc<Tiering>) {
     let mut removing: HashMap<TopicId, TopicName> = HashMap::new();
     loop {
         tokio::select! {
-            _ = expiry.tick() => {
+            _ = expiry.tick(), if tiering.fenced().is_none() => {
                 remove_deleted_topics(tiering, &mut removing).await;
                 for_each_archive(tiering, expire).await;
             }
-            _ = sweep.tick() => {
+            _ = sweep.tick(), if tiering.fenced().is_none() => {
                 let is_live = |id| tiering.topics.by_id(id).is_some();
                 noted(tiering, "finishing the removal of topics", tiering.janitor.finish_removals(is_live).await);
                 for_each_archive(tiering, sweep_partition).await;
+                noted(tiering, "deleting old epochs", tiering.janitor.trim_epochs().await);
             }
             change = changes.recv() => match change {
                 Ok(TopicChange::Created(topic)) => tiering.follow_topic(&topic),
@@ -144,6 +145,9 @@ async fn for_each_archive(
 
 /// Follows the catalogue; what has left it goes from the store too, once its jobs have ended.
 async fn remove_deleted_topics(tiering: &Tiering, removing: &mut HashMap<TopicId, TopicName>) {
+    if tiering.fenced().is_some() {
+        return;
+    }
     for archive in tiering.follow_topics() {
         archive.close().await;
         removing.insert(archive.path.topic_id, archive.path.topic.clone());
