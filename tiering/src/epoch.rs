@@ -21,8 +21,9 @@
 //! | by another instance | has taken over before | we were replaced, and our disk is behind: no claim, no commit, reads only |
 //!
 //! "Taken over" is a fact in the metadata store, written when all partitions are claimed. A replaced broker does not
-//! win the store back by being restarted, since its log may hold what the other has given other offsets. To make its
-//! machine the one that archives again, start it on an empty data directory.
+//! win the store back by being restarted: what it had acknowledged and not archived lies at offsets that the other has
+//! given to other records. Its local log is left as it is, so that this can be read. To make its machine the one that
+//! archives again, start it on an empty data directory.
 //!
 //! # Crashes
 //!

@@ -8,7 +8,8 @@
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.
 //! 4. A local log goes on at or above its archive's end; at start one that ends below is made to.
-//! 5. Once another broker has taken over the store, nothing is archived, expired or deleted here any more.
+//! 5. Once another broker has taken over the store, nothing is archived, expired or deleted here any more. What it
+//!    archives is shown to readers, but no local copy goes on its word: it may have other records at those offsets.
 //! 6. Only topics with `remote.storage.enable` that are not internal are archived. What was archived before the
 //!    setting was turned off stays readable and expires with the log start.
 //!
@@ -262,7 +263,9 @@ impl Tiering {
         let partition = archive.partition.topic_partition().clone();
         let (guard, head) =
             archive.acquire(&self.manifests).await.map_err(|source| TieringError::Load { partition, source })?;
-        self.follow_archive(&archive, &head).await?;
+        if head.manifest().epoch <= self.manifests.epoch() {
+            self.follow_archive(&archive, &head).await?;
+        }
         archive.release(guard, head);
         Ok(())
     }
@@ -303,6 +306,7 @@ impl Tiering {
         segments_max: usize,
         report: &mut ArchiveReport,
     ) -> Result<(), ArchiveError> {
+        self.manifests.check_not_fenced(|| archive.path.root().to_string())?;
         self.describe_topic(archive).await?;
         let (guard, mut head) = archive.acquire(&self.manifests).await?;
         self.follow_log_start(archive, &mut head).await?;

@@ -68,9 +68,14 @@ impl PartitionArchive {
         self.manifest.read().clone()
     }
 
-    /// Shows a committed manifest to readers, and then lets the log drop what it covers.
-    pub fn publish(&self, manifest: &Arc<Manifest>) {
+    /// Shows a manifest to readers.
+    fn show(&self, manifest: &Arc<Manifest>) {
         *self.manifest.write() = manifest.clone();
+    }
+
+    /// Shows a manifest that this broker, or one before it, has committed, and then lets the log drop what it covers.
+    pub fn publish(&self, manifest: &Arc<Manifest>) {
+        self.show(manifest);
         self.partition.set_archived_through(manifest.archived_through());
     }
 
@@ -82,7 +87,13 @@ impl PartitionArchive {
             Some(head) => head,
             None => {
                 let head = manifests.load(&self.path).await?;
-                self.publish(head.manifest());
+                // What a broker that took over has archived may differ from what the local log has at those offsets,
+                // and then that is the only copy.
+                if head.manifest().epoch > manifests.epoch() {
+                    self.show(head.manifest());
+                } else {
+                    self.publish(head.manifest());
+                }
                 head
             }
         };
