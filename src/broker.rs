@@ -72,6 +72,8 @@ const TIERING: &str = "archive";
 const LIVE_INDEX: &str = "live index";
 const MAINTENANCE: &str = "log maintenance";
 
+/// Producer ids that one epoch may hand out before they could be those of the next.
+const PRODUCER_IDS_PER_EPOCH: u64 = 1 << 32;
 /// Time a listener gets beyond `broker.shutdown_timeout` to close what it still has open.
 const LISTENER_GRACE: Duration = Duration::from_secs(2);
 /// Time each background task gets to end; what it leaves unfinished is taken up at the next start.
@@ -265,13 +267,15 @@ async fn open_topics(
     metadata: &Arc<MetadataStore>,
     standing: &Standing,
 ) -> Result<Arc<Topics>, StartError> {
-    let restored = match standing {
-        Standing::TakeOver { .. } => restore::find_topics(store).await?,
-        Standing::Restart { .. } | Standing::Replaced { .. } => Vec::new(),
-    };
+    let is_take_over = matches!(standing, Standing::TakeOver { .. });
+    let restored = if is_take_over { restore::find_topics(store).await? } else { Vec::new() };
     let (metadata, log, config, epoch) = (metadata.clone(), log.clone(), config.log.clone(), standing.epoch());
     let opened = spawn_blocking(move || -> Result<Topics, StartError> {
         metadata.set_broker_epoch(epoch)?;
+        if is_take_over {
+            // Producers of the broker before us go on with the ids that they have.
+            metadata.skip_producer_ids(epoch.saturating_mul(PRODUCER_IDS_PER_EPOCH))?;
+        }
         let adopted = topics::adopt(&metadata, &config, restored)?;
         if adopted > 0 {
             tracing::info!(topics = adopted, "the catalogue was empty; took up the topics that the store knows");

@@ -111,6 +111,12 @@ impl MetadataStore {
         self.add_to_counter(NEXT_PRODUCER_ID, count)
     }
 
+    /// Hands out no producer id below `first` from now on.
+    pub fn skip_producer_ids(&self, first: u64) -> Result<(), MetadataError> {
+        let next = self.add_to_counter(NEXT_PRODUCER_ID, 0)?;
+        if next < first { self.put_fact(NEXT_PRODUCER_ID, &first.to_string()) } else { Ok(()) }
+    }
+
     pub fn topics(&self) -> Result<Vec<TopicRecord>, MetadataError> {
         let rows = self.read(|transaction| {
             let mut rows = Vec::new();
@@ -267,7 +273,10 @@ mod tests {
         assert_eq!(store.cluster_id()?, cluster_id);
         assert_eq!(store.instance_id()?, instance_id);
         assert_eq!((store.broker_epoch()?, store.is_store_settled()?), (7, true));
+        store.skip_producer_ids(900)?;
         assert_eq!(store.reserve_producer_ids(1)?, 1000);
+        store.skip_producer_ids(5000)?;
+        assert_eq!(store.reserve_producer_ids(1)?, 5000);
         assert_eq!(store.topics()?, vec![topic.clone()]);
         assert_eq!(store.log_start(topic.id, PartitionId(0))?, Offset::ZERO);
         assert_eq!(store.log_start(topic.id, PartitionId(1))?, Offset(42));

@@ -99,6 +99,7 @@ pub fn adopt(
     if store.topics()?.iter().any(|topic| !is_internal(&topic.name)) {
         return Ok(0);
     }
+    topics.retain(|topic| !is_internal(&topic.name));
     for topic in &mut topics {
         let TopicRecord { name, overrides, .. } = topic;
         overrides.retain(|key, value| {
@@ -266,5 +267,37 @@ impl Topics {
                 .map_err(|source| TopicError::Log { topic: record.name.clone(), source })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str, overrides: &[(&str, &str)]) -> TopicRecord {
+        let overrides = overrides.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let name = TopicName::new(name).unwrap();
+        TopicRecord { name, id: TopicId::random(), partitions: 2, overrides, deleting: false }
+    }
+
+    #[test]
+    fn only_an_empty_catalogue_adopts_and_leaves_out_what_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = MetadataStore::open(&dir.path().join("metadata.redb")).unwrap();
+        let defaults = LogConfig::default();
+        store.put_topic(&record("__consumer_offsets", &[])).unwrap();
+        let found = [
+            record("orders", &[("retention.ms", "1000"), ("segment.bytes", "few"), ("of.the.future", "1")]),
+            record("plain", &[]),
+            record("__state", &[]),
+        ];
+        assert_eq!(adopt(&store, &defaults, found.to_vec()).unwrap(), 2);
+        let topics = store.topics().unwrap();
+        let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        assert_eq!(names, ["__consumer_offsets", "orders", "plain"]);
+        assert_eq!(topics[1].id, found[0].id);
+        assert_eq!(topics[1].overrides, record("x", &[("retention.ms", "1000")]).overrides);
+        assert_eq!(adopt(&store, &defaults, vec![record("late", &[])]).unwrap(), 0);
+        assert_eq!(store.topics().unwrap(), topics);
     }
 }
