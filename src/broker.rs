@@ -4,16 +4,19 @@
 //!
 //! 1. configuration is checked, the data directory made, `listeners.json` of an earlier run removed
 //! 2. hot log: takes the lock of the data directory, so that a second broker stops here
-//! 3. metadata, and from it the epoch of this start, which fences manifest commits of earlier ones
-//! 4. topics: every partition recovered
-//! 5. cold store, tiering: manifests loaded, every partition knows how far it is archived
-//! 6. reader, group coordinator (its offsets are read back), search
-//! 7. ports bound, `listeners.json` written
-//! 8. tasks started: listeners, coordinator, tiering, live index, maintenance
+//! 3. metadata: who we are, and what an earlier start with this disk knew
+//! 4. cold store: the epoch of this start is claimed, which fences manifest commits of earlier ones; an empty
+//!    catalogue adopts the topics that the store knows
+//! 5. topics: every partition recovered
+//! 6. tiering: manifests loaded, every partition knows how far it is archived and goes on no lower; after a take-over
+//!    every partition is claimed, and that is noted
+//! 7. reader, group coordinator (its offsets are read back), search
+//! 8. ports bound, `listeners.json` written
+//! 9. tasks started: listeners, coordinator, tiering, live index, maintenance
 //!
 //! | died here | then at the next start |
 //! |---|---|
-//! | while starting | nothing was changed but the epoch; the same steps again |
+//! | while starting | nothing was acknowledged; the same steps again, under a higher epoch (`tiering::epoch`, `tiering::restore`) |
 //! | while running | the log recovers its tails, everything acknowledged is there |
 //! | while shutting down, before the clean marker | as while running |
 //! | after the clean marker | the log opens without recovery |
@@ -42,11 +45,13 @@ use thermocline_ingest::log::{HotLog, LogError};
 use thermocline_ingest::metadata::{MetadataError, MetadataStore};
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::server::{self, Services};
-use thermocline_ingest::topics::{TopicError, Topics};
+use thermocline_ingest::topics::{self, TopicError, Topics};
 use thermocline_query::http::{self, HttpServices};
 use thermocline_query::search::{Search, SearchError};
+use thermocline_tiering::epoch::{self, Claimant, EpochError, Standing};
 use thermocline_tiering::metrics::TieringMetrics;
 use thermocline_tiering::reader::TieredReader;
+use thermocline_tiering::restore;
 use thermocline_tiering::store::{ColdStore, StoreError};
 use thermocline_tiering::worker::{Tiering, TieringError, TieringOptions};
 use tokio::net::TcpListener;
@@ -67,6 +72,8 @@ const TIERING: &str = "archive";
 const LIVE_INDEX: &str = "live index";
 const MAINTENANCE: &str = "log maintenance";
 
+/// Producer ids that one epoch may hand out before they could be those of the next.
+const PRODUCER_IDS_PER_EPOCH: u64 = 1 << 32;
 /// Time a listener gets beyond `broker.shutdown_timeout` to close what it still has open.
 const LISTENER_GRACE: Duration = Duration::from_secs(2);
 /// Time each background task gets to end; what it leaves unfinished is taken up at the next start.
@@ -97,6 +104,8 @@ pub enum StartError {
     Topics(#[from] TopicError),
     #[error("opening the cold store; check the section [store]")]
     Store(#[from] StoreError),
+    #[error("claiming the store")]
+    Epoch(#[from] EpochError),
     #[error("loading the archive's manifests")]
     Tiering(#[from] TieringError),
     #[error("loading the consumer groups")]
@@ -122,14 +131,6 @@ pub enum ShutdownError {
     Log(#[from] LogError),
     #[error("closing the hot log was cut off; the next start recovers it")]
     Aborted(#[from] JoinError),
-}
-
-/// What lies in the data directory, opened.
-struct Local {
-    metadata: Arc<MetadataStore>,
-    topics: Arc<Topics>,
-    cluster_id: String,
-    broker_epoch: u64,
 }
 
 /// The services of a broker, ready to run.
@@ -245,16 +246,61 @@ fn open_log(config: &Config, clock: Arc<dyn Clock>, metrics: Arc<IngestMetrics>)
     Ok(log)
 }
 
-/// Steps 3 and 4. Blocking.
-fn open_local(config: &Config, log: Arc<HotLog>) -> Result<Local, StartError> {
-    let metadata = Arc::new(MetadataStore::open(&config.broker.data_dir.join(METADATA_FILE))?);
-    let cluster_id = metadata.cluster_id()?;
-    let broker_epoch = metadata.next_broker_epoch()?;
-    let topics = Arc::new(Topics::open(metadata.clone(), log, config.log.clone())?);
-    Ok(Local { metadata, topics, cluster_id, broker_epoch })
+/// Step 3. Blocking.
+fn open_metadata(config: &Config) -> Result<(Arc<MetadataStore>, Claimant), MetadataError> {
+    let metadata = MetadataStore::open(&config.broker.data_dir.join(METADATA_FILE))?;
+    let claimant = Claimant {
+        instance: metadata.instance_id()?,
+        cluster_id: metadata.cluster_id()?,
+        node_id: config.broker.node_id,
+        last_epoch: metadata.broker_epoch()?,
+        is_settled: metadata.is_store_settled()?,
+    };
+    Ok((Arc::new(metadata), claimant))
 }
 
-/// Steps 3 to 7.
+/// Steps 4 and 5.
+async fn open_topics(
+    config: &Config,
+    log: &Arc<HotLog>,
+    store: &ColdStore,
+    metadata: &Arc<MetadataStore>,
+    standing: &Standing,
+) -> Result<Arc<Topics>, StartError> {
+    let is_take_over = matches!(standing, Standing::TakeOver { .. });
+    let restored = if is_take_over { restore::find_topics(store).await? } else { Vec::new() };
+    let (metadata, log, config, epoch) = (metadata.clone(), log.clone(), config.log.clone(), standing.epoch());
+    let opened = spawn_blocking(move || -> Result<Topics, StartError> {
+        metadata.set_broker_epoch(epoch)?;
+        if is_take_over {
+            // Producers of the broker before us go on with the ids that they have.
+            metadata.skip_producer_ids(epoch.saturating_mul(PRODUCER_IDS_PER_EPOCH))?;
+        }
+        let adopted = topics::adopt(&metadata, &config, restored)?;
+        if adopted > 0 {
+            tracing::info!(topics = adopted, "the catalogue was empty; took up the topics that the store knows");
+        }
+        Ok(Topics::open(metadata, log, config)?)
+    });
+    Ok(Arc::new(opened.await??))
+}
+
+/// Step 6.
+async fn open_tiering(
+    options: TieringOptions,
+    metadata: &Arc<MetadataStore>,
+    standing: &Standing,
+) -> Result<Arc<Tiering>, StartError> {
+    let tiering = Tiering::open(options).await?;
+    tiering.assume(standing).await?;
+    if let Standing::TakeOver { .. } = standing {
+        let metadata = metadata.clone();
+        spawn_blocking(move || metadata.set_store_settled()).await??;
+    }
+    Ok(tiering)
+}
+
+/// Steps 3 to 8.
 async fn open_stations(
     config: &Config,
     log: &Arc<HotLog>,
@@ -262,23 +308,23 @@ async fn open_stations(
     registry: Registry,
     metrics: Arc<IngestMetrics>,
 ) -> Result<Stations, StartError> {
-    let local = spawn_blocking({
-        let (config, log) = (config.clone(), log.clone());
-        move || open_local(&config, log)
-    });
-    let Local { metadata, topics, cluster_id, broker_epoch } = local.await??;
     let data_dir = &config.broker.data_dir;
-
-    let tiering = Tiering::open(TieringOptions {
+    let opening = config.clone();
+    let (metadata, claimant) = spawn_blocking(move || open_metadata(&opening)).await??;
+    let store = ColdStore::open(&config.store, data_dir)?;
+    let standing = epoch::claim(&store, &claimant, clock.clone()).await?;
+    let (cluster_id, broker_epoch) = (claimant.cluster_id, standing.epoch());
+    let topics = open_topics(config, log, &store, &metadata, &standing).await?;
+    let options = TieringOptions {
         config: config.tiering.clone(),
         cache: config.cache.clone(),
-        store: ColdStore::open(&config.store, data_dir)?,
+        store,
         topics: topics.clone(),
         clock: clock.clone(),
         metrics: Arc::new(TieringMetrics::new(&registry)?),
         broker_epoch,
-    })
-    .await?;
+    };
+    let tiering = open_tiering(options, &metadata, &standing).await?;
     let reader = Arc::new(TieredReader::new(tiering.clone(), &config.cache));
     let groups = GroupCoordinator::open(config.groups.clone(), topics.clone(), clock.clone()).await?;
     let scratch = data_dir.join(LIVE_INDEX_DIR);

@@ -25,6 +25,8 @@ const LOG_STARTS: TableDefinition<&str, i64> = TableDefinition::new("log_starts"
 const CLUSTER_ID: &str = "cluster_id";
 const NEXT_PRODUCER_ID: &str = "next_producer_id";
 const BROKER_EPOCH: &str = "broker_epoch";
+const INSTANCE_ID: &str = "instance_id";
+const STORE_SETTLED: &str = "store_settled";
 
 /// Memory the database may use for its pages.
 const CACHE_BYTES: usize = 4 << 20;
@@ -77,25 +79,42 @@ impl MetadataStore {
 
     /// The identity of this cluster, made on first use.
     pub fn cluster_id(&self) -> Result<String, MetadataError> {
-        self.write(|transaction| {
-            let mut table = transaction.open_table(BROKER)?;
-            if let Some(id) = table.get(CLUSTER_ID)? {
-                return Ok(id.value().to_owned());
-            }
-            let id = Uuid::new_v4().simple().to_string();
-            table.insert(CLUSTER_ID, id.as_str())?;
-            Ok(id)
-        })
+        self.fact_or(CLUSTER_ID, || Uuid::new_v4().simple().to_string())
     }
 
-    /// Raises and returns the epoch of this start of the broker; it fences manifest commits of earlier starts.
-    pub fn next_broker_epoch(&self) -> Result<u64, MetadataError> {
-        Ok(self.add_to_counter(BROKER_EPOCH, 1)? + 1)
+    /// The identity of this data directory, made on first use: tells a restart from another broker's start.
+    pub fn instance_id(&self) -> Result<Uuid, MetadataError> {
+        let id = self.fact_or(INSTANCE_ID, || Uuid::new_v4().to_string())?;
+        Uuid::parse_str(&id).map_err(|_| self.corrupt("instance id", &id))
+    }
+
+    /// The epoch of the newest start of this broker; zero before the first.
+    pub fn broker_epoch(&self) -> Result<u64, MetadataError> {
+        self.add_to_counter(BROKER_EPOCH, 0)
+    }
+
+    pub fn set_broker_epoch(&self, epoch: u64) -> Result<(), MetadataError> {
+        self.put_fact(BROKER_EPOCH, &epoch.to_string())
+    }
+
+    /// Whether a start with this data directory has taken over all of the cold store.
+    pub fn is_store_settled(&self) -> Result<bool, MetadataError> {
+        Ok(self.fact(STORE_SETTLED)?.is_some())
+    }
+
+    pub fn set_store_settled(&self) -> Result<(), MetadataError> {
+        self.put_fact(STORE_SETTLED, "true")
     }
 
     /// Reserves `count` producer ids that were never handed out before and returns the first.
     pub fn reserve_producer_ids(&self, count: u64) -> Result<u64, MetadataError> {
         self.add_to_counter(NEXT_PRODUCER_ID, count)
+    }
+
+    /// Hands out no producer id below `first` from now on.
+    pub fn skip_producer_ids(&self, first: u64) -> Result<(), MetadataError> {
+        let next = self.add_to_counter(NEXT_PRODUCER_ID, 0)?;
+        if next < first { self.put_fact(NEXT_PRODUCER_ID, &first.to_string()) } else { Ok(()) }
     }
 
     pub fn topics(&self) -> Result<Vec<TopicRecord>, MetadataError> {
@@ -111,9 +130,19 @@ impl MetadataStore {
 
     /// Stores or replaces a topic.
     pub fn put_topic(&self, topic: &TopicRecord) -> Result<(), MetadataError> {
-        let json = serde_json::to_string(topic).map_err(|_| self.corrupt("topic", topic.name.as_str()))?;
+        self.put_topics(std::slice::from_ref(topic))
+    }
+
+    /// Stores many topics at once: all of them or, after a crash, none.
+    pub fn put_topics(&self, topics: &[TopicRecord]) -> Result<(), MetadataError> {
+        let json =
+            |topic: &TopicRecord| serde_json::to_string(topic).map_err(|_| self.corrupt("topic", topic.name.as_str()));
+        let rows: Vec<_> = topics.iter().map(json).collect::<Result<_, _>>()?;
         self.write(|transaction| {
-            transaction.open_table(TOPICS)?.insert(topic.name.as_str(), json.as_str())?;
+            let mut table = transaction.open_table(TOPICS)?;
+            for (topic, json) in topics.iter().zip(&rows) {
+                table.insert(topic.name.as_str(), json.as_str())?;
+            }
             Ok(())
         })
     }
@@ -148,8 +177,7 @@ impl MetadataStore {
 
     /// Adds to a counter that starts at zero and returns its value before.
     fn add_to_counter(&self, name: &str, count: u64) -> Result<u64, MetadataError> {
-        let text = self
-            .read(|transaction| Ok(transaction.open_table(BROKER)?.get(name)?.map(|value| value.value().to_owned())))?;
+        let text = self.fact(name)?;
         let before = match &text {
             None => 0,
             Some(text) => text.parse().map_err(|_| self.corrupt("counter", text))?,
@@ -157,6 +185,30 @@ impl MetadataStore {
         self.write(|transaction| {
             transaction.open_table(BROKER)?.insert(name, (before + count).to_string().as_str())?;
             Ok(before)
+        })
+    }
+
+    fn fact(&self, name: &str) -> Result<Option<String>, MetadataError> {
+        self.read(|transaction| Ok(transaction.open_table(BROKER)?.get(name)?.map(|value| value.value().to_owned())))
+    }
+
+    fn put_fact(&self, name: &str, value: &str) -> Result<(), MetadataError> {
+        self.write(|transaction| {
+            transaction.open_table(BROKER)?.insert(name, value)?;
+            Ok(())
+        })
+    }
+
+    /// A fact that is made when it is first asked for.
+    fn fact_or(&self, name: &str, make: impl FnOnce() -> String) -> Result<String, MetadataError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(BROKER)?;
+            if let Some(value) = table.get(name)? {
+                return Ok(value.value().to_owned());
+            }
+            let value = make();
+            table.insert(name, value.as_str())?;
+            Ok(value)
         })
     }
 
@@ -208,7 +260,10 @@ mod tests {
         };
         let store = MetadataStore::open(&path)?;
         let cluster_id = store.cluster_id()?;
-        assert_eq!(store.next_broker_epoch()?, 1);
+        let instance_id = store.instance_id()?;
+        assert_eq!((store.broker_epoch()?, store.is_store_settled()?), (0, false));
+        store.set_broker_epoch(7)?;
+        store.set_store_settled()?;
         assert_eq!(store.reserve_producer_ids(1000)?, 0);
         store.put_topic(&topic)?;
         store.set_log_start(topic.id, PartitionId(1), Offset(42))?;
@@ -216,8 +271,12 @@ mod tests {
 
         let store = MetadataStore::open(&path)?;
         assert_eq!(store.cluster_id()?, cluster_id);
-        assert_eq!(store.next_broker_epoch()?, 2);
+        assert_eq!(store.instance_id()?, instance_id);
+        assert_eq!((store.broker_epoch()?, store.is_store_settled()?), (7, true));
+        store.skip_producer_ids(900)?;
         assert_eq!(store.reserve_producer_ids(1)?, 1000);
+        store.skip_producer_ids(5000)?;
+        assert_eq!(store.reserve_producer_ids(1)?, 5000);
         assert_eq!(store.topics()?, vec![topic.clone()]);
         assert_eq!(store.log_start(topic.id, PartitionId(0))?, Offset::ZERO);
         assert_eq!(store.log_start(topic.id, PartitionId(1))?, Offset(42));

@@ -6,6 +6,8 @@
 //! | creating: after the record is stored | the topic exists, its missing folders are made |
 //! | deleting: before the record is marked | the topic exists |
 //! | deleting: after the mark | the deletion is finished, local files and record |
+//! | adopting: before the records are stored | the catalogue is still empty, they are adopted then |
+//! | adopting: after the records are stored | the topics exist, their missing folders are made; whoever knows where their logs go on says so (`Partition::start_over_at`) |
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -76,7 +78,7 @@ pub struct Topics {
 impl Topic {
     /// Whether the broker keeps it for itself.
     pub fn is_internal(&self) -> bool {
-        self.name.as_str().starts_with("__")
+        is_internal(&self.name)
     }
     pub fn config(&self) -> Arc<TopicConfig> {
         self.config.read().clone()
@@ -84,6 +86,41 @@ impl Topic {
     pub fn partition(&self, id: PartitionId) -> Option<&Arc<Partition>> {
         usize::try_from(id.0).ok().and_then(|index| self.partitions.get(index))
     }
+}
+
+/// Puts topics that are known from elsewhere into a catalogue that has none, under the ids they had; before it is
+/// opened. Settings that this program does not take are left out, since a topic must not keep the others from being
+/// served. Returns how many were adopted: none where the catalogue has topics. Blocking.
+pub fn adopt(
+    store: &MetadataStore,
+    defaults: &LogConfig,
+    mut topics: Vec<TopicRecord>,
+) -> Result<usize, MetadataError> {
+    if store.topics()?.iter().any(|topic| !is_internal(&topic.name)) {
+        return Ok(0);
+    }
+    topics.retain(|topic| !is_internal(&topic.name));
+    for topic in &mut topics {
+        let TopicRecord { name, overrides, .. } = topic;
+        overrides.retain(|key, value| {
+            let alone = BTreeMap::from([(key.clone(), value.clone())]);
+            let checked = TopicConfig::new(alone, defaults);
+            if let Err(error) = &checked {
+                tracing::warn!(topic = %name, key, value, %error, "setting left out of a restored topic");
+            }
+            checked.is_ok()
+        });
+        if let Err(error) = TopicConfig::new(overrides.clone(), defaults) {
+            tracing::warn!(topic = %name, %error, "settings of a restored topic contradict each other; all left out");
+            overrides.clear();
+        }
+    }
+    store.put_topics(&topics)?;
+    Ok(topics.len())
+}
+
+fn is_internal(topic: &TopicName) -> bool {
+    topic.as_str().starts_with("__")
 }
 
 impl Topics {
@@ -230,5 +267,37 @@ impl Topics {
                 .map_err(|source| TopicError::Log { topic: record.name.clone(), source })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str, overrides: &[(&str, &str)]) -> TopicRecord {
+        let overrides = overrides.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let name = TopicName::new(name).unwrap();
+        TopicRecord { name, id: TopicId::random(), partitions: 2, overrides, deleting: false }
+    }
+
+    #[test]
+    fn only_an_empty_catalogue_adopts_and_leaves_out_what_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = MetadataStore::open(&dir.path().join("metadata.redb")).unwrap();
+        let defaults = LogConfig::default();
+        store.put_topic(&record("__consumer_offsets", &[])).unwrap();
+        let found = [
+            record("orders", &[("retention.ms", "1000"), ("segment.bytes", "few"), ("of.the.future", "1")]),
+            record("plain", &[]),
+            record("__state", &[]),
+        ];
+        assert_eq!(adopt(&store, &defaults, found.to_vec()).unwrap(), 2);
+        let topics = store.topics().unwrap();
+        let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        assert_eq!(names, ["__consumer_offsets", "orders", "plain"]);
+        assert_eq!(topics[1].id, found[0].id);
+        assert_eq!(topics[1].overrides, record("x", &[("retention.ms", "1000")]).overrides);
+        assert_eq!(adopt(&store, &defaults, vec![record("late", &[])]).unwrap(), 0);
+        assert_eq!(store.topics().unwrap(), topics);
     }
 }

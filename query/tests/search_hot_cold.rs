@@ -59,7 +59,6 @@ impl Broker {
         let metrics = Arc::new(IngestMetrics::new(&registry)?);
         let log = HotLog::open(folder.path().join("log"), log_config.clone(), clock.clone(), metrics)?;
         let store = Arc::new(MetadataStore::open(&folder.path().join("metadata.redb"))?);
-        let broker_epoch = store.next_broker_epoch()?;
         let topics = Arc::new(Topics::open(store, log.clone(), log_config)?);
         let overrides = BTreeMap::from([("search.positions".to_owned(), "true".to_owned())]);
         let topic = topics.create(&TopicName::new("orders")?, PARTITIONS, overrides)?;
@@ -70,7 +69,7 @@ impl Broker {
             topics,
             clock: clock.clone(),
             metrics: Arc::new(TieringMetrics::new(&registry)?),
-            broker_epoch,
+            broker_epoch: 1,
         })
         .await?;
         let reader = Arc::new(TieredReader::new(tiering.clone(), &CacheConfig::default()));

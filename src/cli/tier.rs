@@ -5,7 +5,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::BrokerArgs;
-use super::client::{Client, NO_QUERY};
+use super::client::{Client, NO_QUERY, ServerError};
 use super::output::Output;
 use super::table::{self, Align, Table};
 use super::topic::{self, TopicInfo};
@@ -42,10 +42,24 @@ pub async fn run(command: TierCommand) -> anyhow::Result<()> {
     if topics.is_empty() {
         bail!("there is no topic yet; `thermocline topic create NAME` makes one");
     }
+    if let Some(reason) = unready(&client).await? {
+        output.line(format!("NOT READY: {reason}"))?;
+    }
     for line in status_table(&topics).lines() {
         output.line(line)?;
     }
     output.flush()
+}
+
+/// Why the broker should get no new work, in its words: another one has taken over its store, for example.
+async fn unready(client: &Client) -> anyhow::Result<Option<String>> {
+    match client.get::<Value>(&["health", "ready"], NO_QUERY).await {
+        Ok(_) => Ok(None),
+        Err(error) => match error.downcast::<ServerError>() {
+            Ok(refusal) => Ok(Some(refusal.message)),
+            Err(error) => Err(error),
+        },
+    }
 }
 
 pub fn status_table(topics: &[TopicInfo]) -> Table {

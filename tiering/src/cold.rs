@@ -330,7 +330,8 @@ impl Drop for AheadMark<'_> {
 
 fn files_of<'a>(manifest: &'a Manifest, within: &Range<Offset>) -> impl Iterator<Item = &'a Arc<DataFile>> + use<'a> {
     let within = within.clone();
-    manifest.files.iter().filter(move |file| overlap(&(file.base_offset..file.last_offset.next()), &within))
+    let first = manifest.files.partition_point(|file| file.last_offset < within.start);
+    manifest.files.iter_from(first).take_while(move |file| file.base_offset < within.end)
 }
 
 fn overlap(a: &Range<Offset>, b: &Range<Offset>) -> bool {

@@ -3,7 +3,8 @@
 //! | what goes | when |
 //! |---|---|
 //! | what the manifest lists as retired: objects of expired or merged files, replaced parts | `tiering.retired_min_age` after the commit that dropped them |
-//! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`] |
+//! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`], oldest first |
+//! | old epoch claims | all but the newest [`EPOCHS_KEPT`] |
 //! | orphans: named like our objects, in a live partition's folders, not named by its newest manifest | when older than `tiering.orphan_min_age` by the store's own date |
 //! | everything of a deleted topic | once it is marked with a tombstone; the tombstone goes last |
 //!
@@ -45,6 +46,8 @@ use crate::store::{ColdStore, StoreError};
 
 /// Manifest versions of a partition that stay, the newest included.
 pub const MANIFEST_VERSIONS_KEPT: usize = 8;
+/// Epoch claims that stay, ours included: the newest tells who has the store, the others are for people.
+pub const EPOCHS_KEPT: usize = 8;
 /// Deletes under way at once.
 const DELETES_IN_FLIGHT: usize = 8;
 
@@ -93,15 +96,16 @@ impl Janitor {
         Self { store, manifests, clock, metrics, ages }
     }
 
-    /// Drops the data files that end below `log_start` from the manifest; their objects are retired by that. `publish`
-    /// is called after the commit.
+    /// Drops data files that end below `log_start` from the manifest, as many as one commit may; their objects are
+    /// retired by that. `publish` is called after the commit.
     pub async fn expire(
         &self,
         head: &mut ManifestHead,
         log_start: Offset,
         publish: &(dyn Fn(&ManifestHead) + Send + Sync),
     ) -> Result<(), JanitorError> {
-        let expired = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+        let below = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+        let expired = below.min(head.droppable_files());
         if expired > 0 && self.commit(head, Change::RaiseLogStart(log_start), publish).await? {
             self.metrics.expired_files.inc_by(expired as u64);
         }
@@ -143,14 +147,28 @@ impl Janitor {
 
     /// Deletes old manifest versions. The caller holds the partition's commits.
     pub async fn trim_versions(&self, path: &PartitionPath) -> Result<(), JanitorError> {
-        let newest = self.manifests.load(path).await?;
-        if newest.manifest().epoch > self.manifests.epoch() {
+        let Some((newest, epoch)) = self.manifests.newest(path).await? else { return Ok(()) };
+        if epoch > self.manifests.epoch() {
             return Ok(());
         }
         let mut versions = self.manifests.versions(path).await?;
-        versions.retain(|(version, _)| *version < newest.manifest().version);
+        versions.retain(|(version, _)| *version < newest);
         versions.truncate((versions.len() + 1).saturating_sub(MANIFEST_VERSIONS_KEPT));
-        Ok(self.delete_all(versions.into_iter().map(|(_, meta)| meta.location).collect()).await?)
+        // Oldest first, one at a time: whoever looks for the newest version relies on it.
+        for (_, meta) in versions {
+            self.store.delete(&meta.location).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes old epoch claims, none that is newer than ours.
+    pub async fn trim_epochs(&self) -> Result<(), JanitorError> {
+        let (objects, _) = self.store.list_folder(&paths::epochs_root()).await?;
+        let mut claims: Vec<u64> = objects.iter().filter_map(|meta| paths::parse_epoch(&meta.location)).collect();
+        claims.retain(|epoch| *epoch <= self.manifests.epoch());
+        claims.sort_unstable();
+        claims.truncate(claims.len().saturating_sub(EPOCHS_KEPT));
+        Ok(self.delete_all(claims.into_iter().map(paths::epoch).collect()).await?)
     }
 
     /// Deletes objects that no manifest names and that are old enough. The caller holds the partition's commits.

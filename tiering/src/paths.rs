@@ -1,15 +1,17 @@
 //! Names of the objects of the cold tier. Pure: built and parsed here, nowhere else.
 //!
 //! ```text
+//! epochs/<epoch>.json                                                      a start of a broker
+//! topics/<topic>.<topic id>/topic.json                                     what the topic is besides its records
 //! topics/<topic>.<topic id>/deleted.json                                   the topic is gone, its objects are going
 //! topics/<topic>.<topic id>/<partition>/data/<base>-<last>-<attempt>.parquet
 //! topics/<topic>.<topic id>/<partition>/index/<base>-<last>-<attempt>.split
 //! topics/<topic>.<topic id>/<partition>/raw/<base>-<last>-<attempt>.log    batches that could not be decoded
 //! topics/<topic>.<topic id>/<partition>/manifest/<version>.json
-//! topics/<topic>.<topic id>/<partition>/manifest/parts/<base>-<last>-<attempt>.json
+//! topics/<topic>.<topic id>/<partition>/manifest/parts/<base>-<last>-<attempt>.json.zst    or .json, as earlier programs wrote them
 //! ```
 //!
-//! `base`, `last` (inclusive) and `version` have 20 digits, so that names sort as numbers do. The topic id is a
+//! `base`, `last` (inclusive), `version` and `epoch` have 20 digits, so that names sort as numbers do. The topic id is a
 //! hyphenated UUID, so that a topic that is deleted and created again starts in an empty folder. The attempt id is
 //! 32 hex digits and fresh for each upload, so that a retry never overwrites what an earlier one may have published.
 
@@ -19,9 +21,11 @@ use object_store::path::Path as ObjectPath;
 use thermocline_ingest::model::{Offset, PartitionId, TopicId, TopicName};
 use uuid::Uuid;
 
+const EPOCHS: &str = "epochs";
 const TOPICS: &str = "topics";
 const MANIFEST: &str = "manifest";
 const PARTS: &str = "parts";
+const TOPIC_FILE: &str = "topic.json";
 const TOMBSTONE: &str = "deleted.json";
 const VERSION_EXTENSION: &str = ".json";
 /// Digits of offsets and versions in names.
@@ -79,7 +83,15 @@ impl ObjectKind {
             Self::Data => ".parquet",
             Self::Split => ".split",
             Self::Raw => ".log",
-            Self::ManifestPart => ".json",
+            Self::ManifestPart => ".json.zst",
+        }
+    }
+
+    /// What earlier programs gave instead.
+    const fn old_extension(self) -> Option<&'static str> {
+        match self {
+            Self::ManifestPart => Some(".json"),
+            Self::Data | Self::Split | Self::Raw => None,
         }
     }
 }
@@ -96,6 +108,20 @@ impl fmt::Display for AttemptId {
     }
 }
 
+/// The folder of the epochs that brokers have claimed.
+pub fn epochs_root() -> ObjectPath {
+    ObjectPath::from(EPOCHS)
+}
+
+pub fn epoch(epoch: u64) -> ObjectPath {
+    epochs_root().join(format!("{epoch:0NUMBER_LEN$}{VERSION_EXTENSION}"))
+}
+
+/// The epoch of a claim; `None` for any other name.
+pub fn parse_epoch(path: &ObjectPath) -> Option<u64> {
+    parse_number(name_in(path, &epochs_root())?.strip_suffix(VERSION_EXTENSION)?)
+}
+
 /// The folder that holds a folder per topic.
 pub fn topics_root() -> ObjectPath {
     ObjectPath::from(TOPICS)
@@ -104,6 +130,11 @@ pub fn topics_root() -> ObjectPath {
 /// The folder of a topic, all partitions.
 pub fn topic_root(topic: &TopicName, id: TopicId) -> ObjectPath {
     topics_root().join(format!("{topic}.{id}"))
+}
+
+/// What the topic is: partitions, settings.
+pub fn topic_file(topic: &TopicName, id: TopicId) -> ObjectPath {
+    topic_root(topic, id).join(TOPIC_FILE)
 }
 
 /// The mark that says a topic was deleted and its objects may go.
@@ -122,6 +153,12 @@ pub fn parse_topic_root(path: &ObjectPath) -> Option<(TopicName, TopicId)> {
     let (name, id) = folder.split_at_checked(folder.len().checked_sub(UUID_LEN + 1)?)?;
     let id = parse_uuid(id.strip_prefix('.')?, |id| id.hyphenated().to_string())?;
     Some((TopicName::new(name).ok()?, TopicId(id)))
+}
+
+/// The partition whose folder this is within its topic's; `None` for anything else.
+pub fn parse_partition_root(topic: &TopicName, id: TopicId, path: &ObjectPath) -> Option<PartitionId> {
+    let name = name_in(path, &topic_root(topic, id))?;
+    name.parse().ok().filter(|id: &i32| *id >= 0 && id.to_string() == name).map(PartitionId)
 }
 
 impl PartitionPath {
@@ -162,7 +199,8 @@ impl PartitionPath {
     pub fn parse_object(&self, path: &ObjectPath) -> Option<RangeName> {
         ObjectKind::ALL.into_iter().find_map(|kind| {
             let name = name_in(path, &self.folder(kind))?;
-            let mut fields = name.strip_suffix(kind.extension())?.split('-');
+            let old = || kind.old_extension().and_then(|extension| name.strip_suffix(extension));
+            let mut fields = name.strip_suffix(kind.extension()).or_else(old)?.split('-');
             let (base, last, attempt) = (fields.next()?, fields.next()?, fields.next()?);
             let offset = |digits| parse_number(digits).and_then(|n| i64::try_from(n).ok()).map(Offset);
             let attempt = AttemptId(parse_uuid(attempt, |id| id.simple().to_string())?);
@@ -223,6 +261,10 @@ mod tests {
             let root = topic_root(&path.topic, path.topic_id);
             prop_assert_eq!(parse_topic_root(&root), Some((path.topic.clone(), path.topic_id)));
             prop_assert_eq!(parse_topic_root(&path.root()), None);
+            prop_assert_eq!(parse_partition_root(&path.topic, path.topic_id, &path.root()), Some(path.partition));
+            prop_assert_eq!(parse_partition_root(&path.topic, path.topic_id, &path.manifest_folder()), None);
+            prop_assert_eq!(parse_epoch(&epoch(version)), Some(version));
+            prop_assert_eq!(parse_epoch(&manifest), None);
             // What we name must survive the way through any store.
             prop_assert_eq!(ObjectPath::parse(object.as_ref()).unwrap(), object);
         }
@@ -247,7 +289,12 @@ mod tests {
         assert_eq!(path.object(&name(ObjectKind::Data)).as_ref(), format!("{root}/data/{stem}.parquet"));
         assert_eq!(path.object(&name(ObjectKind::Split)).as_ref(), format!("{root}/index/{stem}.split"));
         assert_eq!(path.object(&name(ObjectKind::Raw)).as_ref(), format!("{root}/raw/{stem}.log"));
-        assert_eq!(path.object(&name(ObjectKind::ManifestPart)).as_ref(), format!("{root}/manifest/parts/{stem}.json"));
+        assert_eq!(
+            path.object(&name(ObjectKind::ManifestPart)).as_ref(),
+            format!("{root}/manifest/parts/{stem}.json.zst")
+        );
+        let old = ObjectPath::from(format!("{root}/manifest/parts/{stem}.json"));
+        assert_eq!(path.parse_object(&old), Some(name(ObjectKind::ManifestPart)));
         assert_eq!(path.manifest(12).as_ref(), format!("{root}/manifest/00000000000000000012.json"));
         let upper = ObjectPath::from(format!("{root}/data/{}.parquet", stem.to_uppercase()));
         assert_eq!(path.parse_object(&upper), None);

@@ -366,8 +366,12 @@ impl ColdStore {
                     tokio::time::sleep(retry_wait(attempts)).await;
                 }
                 Err(source) => {
-                    self.count(|metrics| metrics.store_failures.with_label_values(&[op]).inc());
-                    return Err(StoreError { op, key: key.to_string(), attempts, source });
+                    let error = StoreError { op, key: key.to_string(), attempts, source };
+                    // "Not there" is an answer: asking for the next manifest version expects it.
+                    if !error.is_not_found() {
+                        self.count(|metrics| metrics.store_failures.with_label_values(&[op]).inc());
+                    }
+                    return Err(error);
                 }
             }
         }

@@ -16,6 +16,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, Result,
 };
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use thermocline_config::{ByteSize, HumanDuration, StoreConfig, TieringConfig};
 use thermocline_ingest::clock::ManualClock;
@@ -150,6 +151,8 @@ pub struct FaultyStore {
 #[derive(Debug)]
 struct FaultState {
     operations: AtomicUsize,
+    /// What folders list instead of what they hold.
+    listed: Mutex<Option<Vec<ObjectMeta>>>,
     fail_at: usize,
     fault: Fault,
     fails_on: bool,
@@ -168,11 +171,20 @@ impl FaultyStore {
         Self::new(inner, fail_at, fault, false)
     }
     fn new(inner: Arc<InMemory>, fail_at: usize, fault: Fault, fails_on: bool) -> Self {
-        let state = FaultState { operations: AtomicUsize::new(0), fail_at, fault, fails_on };
+        let state = FaultState { operations: AtomicUsize::new(0), listed: Mutex::default(), fail_at, fault, fails_on };
         Self { inner, state: Arc::new(state) }
     }
     pub fn has_failed(&self) -> bool {
         self.state.operations.load(Ordering::SeqCst) > self.state.fail_at
+    }
+    /// Requests so far.
+    pub fn operations(&self) -> usize {
+        self.state.operations.load(Ordering::SeqCst)
+    }
+    /// From now on folders list what they hold now.
+    pub async fn freeze_listings(&self) {
+        let all = self.inner.list(None).try_collect().await.unwrap();
+        *self.state.listed.lock() = Some(all);
     }
     pub fn cold(&self, max_retries: usize) -> ColdStore {
         ColdStore::new(Arc::new(self.clone()), &store_config(max_retries))
@@ -244,6 +256,11 @@ impl ObjectStore for FaultyStore {
         futures::stream::once(listed).try_flatten().boxed()
     }
     async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> Result<ListResult> {
+        let frozen = self.state.listed.lock().clone();
+        if let (Some(mut objects), Some(folder)) = (frozen, prefix) {
+            objects.retain(|meta| meta.location.prefix_match(folder).is_some_and(|rest| rest.count() == 1));
+            return self.run(async { Ok(ListResult { objects, common_prefixes: Vec::new() }) }).await;
+        }
         self.run(self.inner.list_with_delimiter(prefix)).await
     }
     async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> Result<()> {

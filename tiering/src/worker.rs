@@ -7,7 +7,10 @@
 //! 2. At most `tiering.workers` segments are archived at once, background and `archive_now` together.
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.
-//! 4. Only topics with `remote.storage.enable` that are not internal are archived. What was archived before the
+//! 4. A local log goes on at or above its archive's end; at start one that ends below is made to.
+//! 5. Once another broker has taken over the store, nothing is archived, expired or deleted here any more. What it
+//!    archives is shown to readers, but no local copy goes on its word: it may have other records at those offsets.
+//! 6. Only topics with `remote.storage.enable` that are not internal are archived. What was archived before the
 //!    setting was turned off stays readable and expires with the log start.
 //!
 //! # Failures
@@ -18,6 +21,7 @@
 
 mod partition;
 mod schedule;
+mod standing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,6 +56,12 @@ const SUPERSEDED_MAX: usize = 3;
 pub enum TieringError {
     #[error("loading the archive of {partition}")]
     Load {
+        partition: TopicPartition,
+        #[source]
+        source: ManifestError,
+    },
+    #[error("claiming the archive of {partition}")]
+    Claim {
         partition: TopicPartition,
         #[source]
         source: ManifestError,
@@ -153,6 +163,7 @@ impl Tiering {
         let TieringOptions { config, cache, store, topics, clock, metrics, broker_epoch } = options;
         store.observe(metrics.clone());
         let manifests = ManifestStore::new(store.clone(), broker_epoch, clock.clone());
+        manifests.observe(metrics.clone());
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
         let tiering = Arc::new(Self {
@@ -252,9 +263,9 @@ impl Tiering {
         let partition = archive.partition.topic_partition().clone();
         let (guard, head) =
             archive.acquire(&self.manifests).await.map_err(|source| TieringError::Load { partition, source })?;
-        // Only after the metadata store was restored from an older copy.
-        let log_start = head.manifest().log_start_offset;
-        self.raise_log_start(&archive.partition, log_start).await?;
+        if head.manifest().epoch <= self.manifests.epoch() {
+            self.follow_archive(&archive, &head).await?;
+        }
         archive.release(guard, head);
         Ok(())
     }
@@ -295,6 +306,8 @@ impl Tiering {
         segments_max: usize,
         report: &mut ArchiveReport,
     ) -> Result<(), ArchiveError> {
+        self.manifests.check_not_fenced(|| archive.path.root().to_string())?;
+        self.describe_topic(archive).await?;
         let (guard, mut head) = archive.acquire(&self.manifests).await?;
         self.follow_log_start(archive, &mut head).await?;
         for segment in archive.unarchived_segments(head.manifest().next_offset()).into_iter().take(segments_max) {
@@ -311,20 +324,20 @@ impl Tiering {
         Ok(())
     }
 
-    /// Where records were deleted beyond the archive's end, the archive goes on from the new log start.
+    /// Where records were deleted beyond the archive's end, the archive goes on from the new log start. In steps: see
+    /// [`Change::RaiseLogStart`].
     async fn follow_log_start(&self, archive: &PartitionArchive, head: &mut ManifestHead) -> Result<(), ArchiveError> {
         let log_start = archive.partition.log_start_offset();
-        if log_start <= head.manifest().next_offset() {
-            return Ok(());
-        }
-        match self.manifests.commit(head, Change::RaiseLogStart(log_start)).await? {
-            CommitOutcome::Committed(next) => {
-                *head = next;
-                archive.publish(head.manifest());
-                Ok(())
+        while log_start > head.manifest().next_offset() {
+            match self.manifests.commit(head, Change::RaiseLogStart(log_start)).await? {
+                CommitOutcome::Committed(next) => *head = next,
+                CommitOutcome::Superseded(newest) => {
+                    return Err(ArchiveError::Superseded { version: newest.manifest().version });
+                }
             }
-            CommitOutcome::Superseded(newest) => Err(ArchiveError::Superseded { version: newest.manifest().version }),
+            archive.publish(head.manifest());
         }
+        Ok(())
     }
 
     fn job(&self, archive: &PartitionArchive, segment: SealedSegment) -> ArchiveJob {

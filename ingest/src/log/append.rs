@@ -240,6 +240,41 @@ impl Partition {
         Ok(())
     }
 
+    /// Starts the log over at `offset` if it ends below: the archive holds everything up to there, and an offset that it
+    /// has used must not be given out again. At start only, before anybody reads or appends: what is local goes.
+    /// Idempotent producers are forgotten, for what they sent last is not known here. Blocking.
+    ///
+    /// Died in between: the folder holds the oldest segments less some, or none, or the new one alone; the first two end
+    /// below `offset` too.
+    pub fn start_over_at(&self, offset: Offset) -> Result<(), LogError> {
+        let mut writer = self.writer.lock();
+        self.check_open()?;
+        if writer.next >= offset {
+            return Ok(());
+        }
+        let old = self.segments.read().clone();
+        let freed: u64 = old.iter().map(|segment| segment.size_bytes()).sum();
+        // The newest first, so that what is left has no gap.
+        old.iter().rev().try_for_each(|segment| segment.delete())?;
+        sync_dir(&self.dir)?;
+        let files = SegmentFiles::open(&self.dir, offset)?;
+        sync_dir(&self.dir)?;
+        writer.producers = ProducerState::default();
+        snapshot::write(&self.dir, offset, &writer.producers)?;
+        let segment = Arc::new(Segment::new(self.dir.clone(), offset, Some(files.clone())));
+        segment.publish(0, offset, Timestamp::NONE);
+        writer.segment = segment.clone();
+        writer.files = files;
+        writer.position = 0;
+        writer.next = offset;
+        writer.indexer = Indexer::new(offset);
+        writer.first_append = None;
+        *self.segments.write() = vec![segment];
+        self.env.metrics.hot_bytes.sub(gauge(freed));
+        self.publish_start(offset);
+        Ok(())
+    }
+
     fn storage_error(&self, source: LogError) -> AppendError {
         match self.check_usable() {
             Err(offline) => offline,

@@ -47,6 +47,7 @@
 //! | writing a snapshot | its CRC fails; an older one, or the batch headers alone, give the same state |
 //! | closing: before the marker | as if it had been killed |
 //! | opening: marker removed, nothing written yet | a full scan of the last segments, which finds them whole |
+//! | starting over behind the archive's end | what is left still ends below it, and it is done again |
 //! | trimming, between two files | the remaining segments are contiguous (oldest go first); index files without a log are removed |
 //! | removing: before the rename | the partition is still there |
 //! | removing: after the rename | the leftover folder is removed when the log opens |

@@ -310,6 +310,13 @@ impl Partition {
         });
     }
 
+    /// The log is empty and goes on at `offset`.
+    pub(super) fn publish_start(&self, offset: Offset) {
+        self.publish_log_end(offset);
+        self.local_start.fetch_max(offset.0, Ordering::AcqRel);
+        self.publish_high_watermark(offset);
+    }
+
     pub(super) fn publish_log_end(&self, end: Offset) {
         self.log_end.store(end.0, Ordering::Release);
     }

@@ -160,6 +160,47 @@ fn numbered(count: usize, timestamp: i64) -> Vec<u8> {
 }
 
 #[test]
+fn a_log_behind_the_archive_starts_over_where_that_ends() {
+    let fixture = Fixture::new(small());
+    let run = fixture.open();
+    run.append(&with_producer(numbered(2, 1), 9, 0, 0));
+    for n in 0..20 {
+        run.append(&numbered(2, n));
+    }
+    let end = run.partition.log_end_offset();
+    assert!(fixture.bases().len() > 1);
+    run.partition.start_over_at(end).unwrap();
+    assert_eq!(run.partition.log_end_offset(), end, "it is not behind");
+    run.partition.start_over_at(Offset(1000)).unwrap();
+    let check = |partition: &Partition| {
+        assert_eq!((partition.log_end_offset(), partition.high_watermark()), (Offset(1000), Offset(1000)));
+        assert_eq!((partition.local_start_offset(), partition.hot_bytes()), (Offset(1000), 0));
+    };
+    check(&run.partition);
+    drop(run);
+    let run = fixture.open();
+    check(&run.partition);
+    // A producer that goes on with a sequence from before is not refused.
+    let appended = run.append(&with_producer(numbered(2, 3), 9, 0, 17));
+    assert_eq!(appended.base_offset, Offset(1000));
+    drop(run);
+
+    // Died after the newest segments were deleted: what is left opens, and is behind still.
+    let fixture = Fixture::new(small());
+    let run = fixture.open();
+    for n in 0..20 {
+        run.append(&numbered(2, n));
+    }
+    drop(run);
+    let newest = *fixture.bases().last().unwrap();
+    std::fs::remove_file(fixture.file(newest, LOG)).unwrap();
+    let run = fixture.open();
+    assert_eq!(run.partition.log_end_offset(), Offset(newest));
+    run.partition.start_over_at(Offset(1000)).unwrap();
+    check(&run.partition);
+}
+
+#[test]
 fn what_is_committed_is_read_back_across_segments_and_restarts() {
     let fixture = Fixture::new(small());
     let mut run = fixture.open();

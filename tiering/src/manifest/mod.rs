@@ -5,37 +5,53 @@
 //! Layout of the objects: `manifest/format.rs`.
 //!
 //! # Invariants
-//! 1. Versions only grow; an existing version is never rewritten, the newest is never deleted.
+//! 1. Versions only grow; an existing version is never rewritten. The janitor deletes old ones, oldest first, one at a
+//!    time, and never the newest.
 //! 2. Whatever the newest version names exists, was read back and verified before the version was created.
 //! 3. Files are contiguous: `files[i].last_offset + 1 == files[i + 1].base_offset`.
 //! 4. Every file ends at or above `log_start_offset`; raising it drops the files below. Objects that a version drops
 //!    are listed in it as retired until the janitor has deleted them, which it does when no reader can be at them.
 //! 5. `epoch` never falls from one version to the next. A broker commits only onto versions of its own or a lower epoch.
-//! 6. Sealed parts are immutable, cover a prefix of the files in order and never overlap the tail.
+//! 6. Parts are immutable, cover a prefix of the files in order and never overlap the tail (`manifest/files.rs`).
 //!
 //! # Fencing
-//! A broker raises its epoch at each start. It does not write at start: partitions that are never archived again cost
-//! nothing. It claims a partition with its first commit, which carries the higher epoch. From then on a broker of a
-//! lower epoch that still believes in an older version finds the next one taken, reads the epoch in it and is fenced
-//! for good. Old versions are deleted in time, so a broker that slept very long might find "its" version free again;
-//! therefore a commit that succeeded looks once more whether it is the newest, and is void if it is not.
+//! A broker raises its epoch at each start (`epoch.rs`). An ordinary restart writes no manifest: partitions that are
+//! never archived again cost nothing, and each is claimed by its first commit, which carries the higher epoch. A
+//! broker that takes over from another one claims every partition at once with a commit that changes only the epoch.
+//! From then on a broker of a lower epoch that still believes in an older version finds the next one taken, reads the
+//! epoch in it and is fenced for good.
+//!
+//! # Listings may lag
+//! A listing is a state of some time ago, so it is only where looking begins. The newest version is found by asking
+//! for the next one by name until there is none. That could stop at a hole that the janitor made; but it deletes the
+//! oldest first, so if a version's successor is gone, it is gone itself, and reading it afterwards shows that.
+//! By the same order a commit knows that its version was never there before: a broker that slept very long might find
+//! "its" next version free again because it was deleted, but then the one it committed onto was deleted earlier. So a
+//! commit that was created counts only if its predecessor is still there and it has no successor. The first version
+//! has no predecessor; there a listing must show it alone, and the one assumption about listings is that they do show
+//! some version of a partition that has had so many that the janitor came by.
 //!
 //! # Crashes
 //!
 //! | died here | then |
 //! |---|---|
-//! | before the new version is created | the uploaded objects and part are orphans, collected when old enough |
+//! | before the new version is created | the uploaded objects and parts are orphans, collected when old enough |
 //! | created, answer lost | the same bytes are found by the retry and count as created; after a restart the version is loaded like any other |
+//! | created, predecessor and successor not yet looked for | as above: the newest version is whatever the next load finds |
 //! | created, before the local copy may go | the hot copy stays a little longer |
 //! | log start raised in the metadata, not here | the janitor commits it in its next round |
+//! | some steps of a long expiry committed | the janitor goes on in its next round |
 //! | files dropped, objects not yet deleted | they are retired: deleted when that was long enough ago |
 //! | retired objects deleted, not yet released | deleted again, which is no error, and released |
+//! | some partitions claimed after a take-over | the next start claims all of them (`epoch.rs`) |
 //!
 //! # What grows
-//! A version holds the newest files in full (fewer than twice [`PART_FILES`]) and one reference of about 250 bytes for
-//! every [`PART_FILES`] older ones. At 128 MiB of log per file that is 32 KiB per TiB and partition; a second level
-//! of parts would make it logarithmic and is not built yet. Loading reads every part once.
+//! Neither a version nor a commit. A version holds fewer than twice [`PART_FILES`] files in full, fewer than twice
+//! [`PART_FANOUT`] references per level of parts, and at most [`RETIRED_MAX`] retired objects. A commit writes the
+//! version, every [`PART_FILES`]th one a part, and so on in levels; a merge writes the parts on one path. Memory and
+//! the time of loading grow with the files: loading reads every part once.
 
+mod files;
 mod format;
 mod store;
 
@@ -46,11 +62,16 @@ use serde::{Deserialize, Serialize};
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId, TopicName};
 
 use crate::paths::PartitionPath;
+pub use files::{FileList, Files, PART_FANOUT, PART_FILES};
 pub use format::{FORMAT_VERSION, PartRef};
-pub use store::{CommitOutcome, ManifestStore};
+pub use store::{CommitOutcome, Fenced, ManifestStore};
 
-/// Files that move into one part; the tail holds between one and two times as many once it is full.
-pub const PART_FILES: usize = 64;
+/// Files that one commit expires at most; a longer expiry goes in steps.
+pub const EXPIRED_FILES_PER_COMMIT: usize = 1024;
+/// Retired objects that a version lists at most. Until the janitor has deleted some, nothing more is dropped.
+pub const RETIRED_MAX: usize = 8192;
+/// Objects that a dropped file retires at most: its own three, and its share of the parts that go with it.
+const RETIRED_PER_FILE: usize = 4;
 
 /// An immutable object of the cold tier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,14 +137,13 @@ pub struct Manifest {
     /// smallest readable offset of the partition as far as the archive knows
     pub log_start_offset: Offset,
     /// offset order, contiguous: files[i].last + 1 == files[i+1].base
-    pub files: Vec<Arc<DataFile>>,
+    pub files: FileList,
 }
 
-/// A manifest with what a commit onto it needs: where its older entries are stored.
+/// A manifest with what a commit onto it needs besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestHead {
     manifest: Arc<Manifest>,
-    sealed: Vec<PartRef>,
     /// oldest first
     retired: Vec<Retired>,
 }
@@ -133,12 +153,15 @@ pub struct ManifestHead {
 pub enum Change {
     /// One more verified file at the end.
     Append(Arc<DataFile>),
-    /// Everything below is gone: files that end below it are dropped.
+    /// Everything below is gone: files that end below it are dropped. At most [`EXPIRED_FILES_PER_COMMIT`] at once:
+    /// where there are more, the log start rises to the first that stays, and the change is to be made again.
     RaiseLogStart(Offset),
     /// One verified file in the place of the neighbouring files that cover exactly its offsets.
     Merge(Arc<DataFile>),
     /// The objects of these keys were deleted; they need not be remembered as retired any more.
     Release(HashSet<String>),
+    /// Nothing but the epoch, so that brokers of lower ones are refused from now on.
+    Claim,
 }
 
 /// An object that an earlier version named and this one does not: readers of that version may still be at it.
@@ -161,12 +184,16 @@ pub enum ManifestError {
     #[error("manifest object {key} is damaged: {reason}; restore it from a copy of the bucket")]
     Corrupt { key: String, reason: String },
     #[error(
-        "{partition} is archived by a broker of epoch {epoch}, this one has {own_epoch}; \
-         stop one of the two, or restart this one if it is the one to stay"
+        "{what} is archived by a broker of epoch {epoch}, this one has {own_epoch} and only reads; stop one of the two, \
+         or start this one on an empty data directory if it is the one to stay"
     )]
-    Fenced { partition: String, epoch: u64, own_epoch: u64 },
+    Fenced { what: String, epoch: u64, own_epoch: u64 },
     #[error("{partition}: a file that starts at offset {base} cannot follow an archive that ends at {expected}")]
     NotContiguous { partition: String, base: Offset, expected: Offset },
+    #[error(
+        "{partition}: {count} retired objects exceed the limit of {RETIRED_MAX}; they are deleted tiering.retired_min_age after they were dropped, try again then"
+    )]
+    TooManyRetired { partition: String, count: usize },
     #[error("{partition}: {count} newer manifests were created while the newest was being read; try again")]
     Unsettled { partition: String, count: usize },
 }
@@ -181,7 +208,7 @@ impl Manifest {
             version: 0,
             epoch: 0,
             log_start_offset: Offset::ZERO,
-            files: Vec::new(),
+            files: FileList::default(),
         }
     }
 
@@ -196,13 +223,38 @@ impl Manifest {
 
     /// The file that holds `offset`, or the first one after it.
     pub fn file_for(&self, offset: Offset) -> Option<&Arc<DataFile>> {
-        let at = self.files.partition_point(|f| f.last_offset < offset);
-        self.files.get(at)
+        self.files.get(self.files.partition_point(|file| file.last_offset < offset))
     }
 
     /// The offset the next file is expected to start at.
     pub fn next_offset(&self) -> Offset {
         self.archived_through().max(self.log_start_offset)
+    }
+
+    fn append(&mut self, file: Arc<DataFile>) -> Result<(), ManifestError> {
+        let expected = self.next_offset();
+        let fits = match self.files.is_empty() {
+            // Before the first file anything may be gone, but nothing may be missing.
+            true => file.base_offset <= expected && file.last_offset >= self.log_start_offset,
+            false => file.base_offset == self.archived_through(),
+        };
+        if !fits || file.last_offset < file.base_offset {
+            return Err(not_contiguous(self, &file, expected));
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Whether there are files that cover exactly the offsets of `file`.
+    fn check_merge(&self, file: &DataFile) -> Result<(), ManifestError> {
+        let first = self.files.partition_point(|old| old.last_offset < file.base_offset);
+        let end = self.files.partition_point(|old| old.base_offset <= file.last_offset);
+        let last = end.checked_sub(1).filter(|last| *last >= first).and_then(|last| self.files.get(last));
+        let range = self.files.get(first).zip(last).map(|(old, last)| (old.base_offset, last.last_offset));
+        if range == Some((file.base_offset, file.last_offset)) {
+            return Ok(());
+        }
+        Err(not_contiguous(self, file, range.map_or(self.next_offset(), |(base, _)| base)))
     }
 }
 
@@ -215,7 +267,7 @@ impl DataFile {
 
 impl ManifestHead {
     pub fn empty(path: &PartitionPath) -> Self {
-        Self { manifest: Arc::new(Manifest::empty(path)), sealed: Vec::new(), retired: Vec::new() }
+        Self { manifest: Arc::new(Manifest::empty(path)), retired: Vec::new() }
     }
 
     pub fn manifest(&self) -> &Arc<Manifest> {
@@ -225,8 +277,7 @@ impl ManifestHead {
     /// Every object that this version names: data, splits, raw batches, its own parts, and what is retired.
     pub fn objects(&self) -> impl Iterator<Item = &ObjectRef> {
         let files = self.manifest.files.iter().flat_map(|file| file.objects());
-        let parts = self.sealed.iter().map(|part| &part.object);
-        files.chain(parts).chain(self.retired.iter().map(|retired| &retired.object))
+        files.chain(self.manifest.files.part_objects()).chain(self.retired.iter().map(|retired| &retired.object))
     }
 
     /// What earlier versions named and this one does not, oldest first; still in the store.
@@ -234,57 +285,55 @@ impl ManifestHead {
         &self.retired
     }
 
-    /// The files that the version itself holds.
-    fn tail(&self) -> &[Arc<DataFile>] {
-        let sealed_end = self.sealed.last().map_or(Offset::ZERO, |part| part.last_offset.next());
-        let at = self.manifest.files.partition_point(|file| file.base_offset < sealed_end);
-        self.manifest.files.get(at..).unwrap_or_default()
+    /// How many files one commit may drop now; none until the janitor has deleted what was retired.
+    pub fn droppable_files(&self) -> usize {
+        (RETIRED_MAX.saturating_sub(self.retired.len()) / RETIRED_PER_FILE).min(EXPIRED_FILES_PER_COMMIT)
     }
 
-    /// The next version, in memory. Pure.
+    /// The next version, in memory: new parts have no objects yet. Pure.
     fn apply(&self, change: Change, epoch: u64, now: Timestamp) -> Result<Self, ManifestError> {
         let mut next = Manifest { version: self.manifest.version + 1, epoch, ..Manifest::clone(&self.manifest) };
-        let (mut sealed, mut retired) = (self.sealed.clone(), self.retired.clone());
+        let mut retired = self.retired.clone();
         let mut retire = |object: &ObjectRef| retired.push(Retired { object: object.clone(), at: now });
         match change {
-            Change::Append(file) => {
-                let expected = next.next_offset();
-                let fits = match next.files.is_empty() {
-                    // Before the first file anything may be gone, but nothing may be missing.
-                    true => file.base_offset <= expected && file.last_offset >= next.log_start_offset,
-                    false => file.base_offset == next.archived_through(),
-                };
-                if !fits || file.last_offset < file.base_offset {
-                    return Err(not_contiguous(&next, &file, expected));
-                }
-                next.files.push(file);
-            }
+            Change::Append(file) => next.append(file)?,
             Change::RaiseLogStart(start) => {
-                next.log_start_offset = next.log_start_offset.max(start);
-                let start = next.log_start_offset;
-                let gone = next.files.partition_point(|file| file.last_offset < start);
-                next.files.drain(..gone).for_each(|file| file.objects().for_each(&mut retire));
-                let gone = sealed.partition_point(|part| part.last_offset < start);
-                sealed.drain(..gone).for_each(|part| retire(&part.object));
+                let start = self.next_log_start(start)?;
+                next.log_start_offset = start;
+                next.files.drop_below(start, &mut retire);
             }
             Change::Merge(file) => {
-                let first = next.files.partition_point(|old| old.last_offset < file.base_offset);
-                let end = next.files.partition_point(|old| old.base_offset <= file.last_offset);
-                let merged = next.files.get(first..end).unwrap_or_default();
-                let range = merged.first().zip(merged.last()).map(|(old, last)| (old.base_offset, last.last_offset));
-                if range != Some((file.base_offset, file.last_offset)) {
-                    let expected = range.map_or(next.next_offset(), |(base, _)| base);
-                    return Err(not_contiguous(&next, &file, expected));
+                next.check_merge(&file)?;
+                next.files.replace(file, &mut retire);
+                if retired.len() > RETIRED_MAX {
+                    return Err(self.too_many_retired(retired.len()));
                 }
-                // Parts are immutable and cover a prefix: the files of the first one that changes, and of all after
-                // it, are in the tail again.
-                let kept = sealed.partition_point(|part| part.last_offset < file.base_offset);
-                sealed.drain(kept..).for_each(|part| retire(&part.object));
-                next.files.splice(first..end, [file]).for_each(|old| old.objects().for_each(&mut retire));
             }
             Change::Release(keys) => retired.retain(|old| !keys.contains(&old.object.key)),
+            Change::Claim => {}
         }
-        Ok(Self { manifest: Arc::new(next), sealed, retired })
+        next.files.seal();
+        Ok(Self { manifest: Arc::new(next), retired })
+    }
+
+    /// How far towards `start` one commit may raise the log start.
+    fn next_log_start(&self, start: Offset) -> Result<Offset, ManifestError> {
+        let files = &self.manifest.files;
+        let droppable = self.droppable_files();
+        let start = match files.get(droppable) {
+            Some(stays) if stays.base_offset < start => {
+                if droppable == 0 {
+                    return Err(self.too_many_retired(self.retired.len() + RETIRED_PER_FILE));
+                }
+                stays.base_offset
+            }
+            _ => start,
+        };
+        Ok(start.max(self.manifest.log_start_offset))
+    }
+
+    fn too_many_retired(&self, count: usize) -> ManifestError {
+        ManifestError::TooManyRetired { partition: self.manifest.path().root().to_string(), count }
     }
 }
 

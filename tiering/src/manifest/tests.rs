@@ -4,6 +4,8 @@ use object_store::memory::InMemory;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::files::{Entries, PART_LEVEL_MAX, Part};
+use super::format::DecodedPart;
 use super::*;
 use crate::paths::{AttemptId, ObjectKind, RangeName};
 use crate::store::ColdStore;
@@ -54,21 +56,30 @@ async fn a_partition_without_an_archive_is_empty() {
     assert_eq!(head.manifest().archived_through(), Offset::ZERO);
 }
 
+/// The levels of the parts, as the version names them.
+fn levels(head: &ManifestHead) -> Vec<u8> {
+    head.manifest().files.part_refs().map(|part| part.level).collect()
+}
+
+/// One commit that finds `files` files of ten records in the tail.
+async fn with_files(manifests: &ManifestStore, files: i64) -> ManifestHead {
+    let mut head = manifests.load(&path()).await.unwrap();
+    let all: FileList = (0..files).map(|n| Arc::new(file(n * 10, n * 10 + 9))).collect();
+    head.manifest = Arc::new(Manifest { files: all, ..Manifest::empty(&path()) });
+    committed(manifests, &head, Change::Claim).await
+}
+
 #[tokio::test]
 async fn long_histories_move_into_parts() {
-    let (faulty, store) = faulty();
+    let (_, store) = faulty();
     let manifests = manifest_store(store.clone(), 1);
     let mut head = manifests.load(&path()).await.unwrap();
     let files = 5 * PART_FILES as i64;
-    let mut sizes = Vec::new();
     for n in 0..files {
         head = committed(&manifests, &head, Change::Append(Arc::new(file(n * 10, n * 10 + 9)))).await;
-        let version = store.get(&path().manifest(head.manifest().version)).await.unwrap();
-        sizes.push(version.len());
-        assert!(head.tail().len() < 2 * PART_FILES);
+        assert!(head.manifest().files.tail().len() < 2 * PART_FILES);
     }
-    assert_eq!(head.sealed.len(), 4);
-    assert!(*sizes.last().unwrap() < 2 * sizes[PART_FILES], "a commit does not grow with the history");
+    assert_eq!(levels(&head), [0; 4]);
     assert_eq!(manifests.load(&path()).await.unwrap(), head);
     assert_eq!(head.manifest().files.len(), files as usize);
     assert_eq!(head.manifest().file_for(Offset(1234)).unwrap().base_offset, Offset(1230));
@@ -76,18 +87,134 @@ async fn long_histories_move_into_parts() {
     // The start rises into the second part: the first one goes as a whole, the second stays and hides some.
     let start = Offset((PART_FILES as i64 + 3) * 10 + 5);
     head = committed(&manifests, &head, Change::RaiseLogStart(start)).await;
-    assert_eq!((head.sealed.len(), head.manifest().files.len()), (3, files as usize - PART_FILES - 3));
+    assert_eq!((levels(&head).len(), head.manifest().files.len()), (3, files as usize - PART_FILES - 3));
     assert_eq!(manifests.load(&path()).await.unwrap(), head);
-    let parts = faulty.keys().await.into_iter().filter(|key| key.contains("/parts/")).count();
-    assert_eq!(parts, 4, "a dropped part is an orphan, not gone");
 
     // A damaged part is found by its hash.
-    let key = head.sealed[1].object.path();
+    let key = head.manifest().files.part_refs().nth(1).unwrap().object.path();
     let mut bytes = store.get(&key).await.unwrap().to_vec();
     bytes[100] ^= 1;
     store.put(&key, bytes.into()).await.unwrap();
     let error = manifests.load(&path()).await.unwrap_err();
     assert!(matches!(error, ManifestError::Corrupt { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_long_tail_is_sealed_in_one_commit_and_parts_in_levels() {
+    let (_, store) = faulty();
+    let manifests = manifest_store(store, 1);
+    let files = (2 * PART_FANOUT + 1) * PART_FILES + 5;
+    let mut head = with_files(&manifests, files as i64).await;
+    assert_eq!(levels(&head)[..2], [1, 0]);
+    assert_eq!(levels(&head).len(), PART_FANOUT + 1);
+    assert_eq!(head.manifest().files.tail().len(), PART_FILES + 5);
+    assert_eq!(manifests.load(&path()).await.unwrap(), head);
+    let bases = |files: &FileList| files.iter().map(|file| file.base_offset.0).collect::<Vec<_>>();
+    let expected: Vec<_> = (0..files as i64).map(|n| n * 10).collect();
+    assert_eq!(bases(&head.manifest().files), expected);
+    for at in [0, 1, PART_FILES, PART_FILES * PART_FANOUT - 1, PART_FILES * PART_FANOUT, files - 1] {
+        assert_eq!(head.manifest().files[at].base_offset, Offset(expected[at]));
+        assert_eq!(head.manifest().files.iter_from(at).count(), files - at);
+    }
+    assert_eq!(head.manifest().files.get(files), None);
+
+    // Deep in the history one leaf and its parent are written again.
+    let before: HashSet<_> = head.objects().map(|object| object.key.clone()).collect();
+    head = committed(&manifests, &head, Change::Merge(Arc::new(file(200, 259)))).await;
+    let after: HashSet<_> = head.objects().map(|object| object.key.clone()).collect();
+    let fresh = after.difference(&before).filter(|key| key.contains("/parts/")).count();
+    assert_eq!((fresh, head.manifest().files.len()), (2, files - 5));
+    assert_eq!(manifests.load(&path()).await.unwrap(), head);
+}
+
+/// Requests and bytes, not time: what a commit costs does not depend on how many files there are.
+#[tokio::test]
+async fn a_commit_costs_the_same_at_any_size() {
+    let mut costs = Vec::new();
+    let small = 3 * PART_FILES as i64;
+    for files in [small, small + 3 * (PART_FILES * PART_FANOUT) as i64] {
+        let (faulty, store) = faulty();
+        let metrics = crate::testing::metrics();
+        store.observe(metrics.clone());
+        let manifests = manifest_store(store, 1);
+        let mut head = with_files(&manifests, files).await;
+        let requests_before = faulty.operations();
+        let bytes_before = metrics.store_stored_bytes.get();
+        let commits = 4 * PART_FILES as i64;
+        for n in files..files + commits {
+            head = committed(&manifests, &head, Change::Append(Arc::new(file(n * 10, n * 10 + 9)))).await;
+        }
+        let bytes = (metrics.store_stored_bytes.get() - bytes_before) / commits as u64;
+        costs.push((faulty.operations() - requests_before, bytes));
+    }
+    let [(few_requests, few_bytes), (many_requests, many_bytes)] = costs[..] else { panic!("{costs:?}") };
+    let commits = 4 * PART_FILES;
+    assert!(few_requests <= 3 * commits + 5 && many_requests <= few_requests + 2, "{costs:?}");
+    // The edge of the larger tree may hold more references, of which each takes some 350 bytes.
+    assert!(many_bytes <= few_bytes + 2 * 2 * PART_FANOUT as u64 * 350, "{costs:?}");
+}
+
+#[tokio::test]
+async fn long_expiries_go_in_steps_and_wait_for_the_janitor() {
+    let (_, store) = faulty();
+    let manifests = manifest_store(store, 1);
+    let files = 5 * EXPIRED_FILES_PER_COMMIT as i64;
+    let mut head = with_files(&manifests, files).await;
+    let end = Offset(files * 10);
+    let mut steps = 0;
+    while head.droppable_files() > 0 {
+        let before = head.manifest().files.len();
+        head = committed(&manifests, &head, Change::RaiseLogStart(end)).await;
+        assert!(before - head.manifest().files.len() <= EXPIRED_FILES_PER_COMMIT);
+        assert!(head.retired().len() <= RETIRED_MAX, "{}", head.retired().len());
+        assert_eq!(head.manifest().log_start_offset, head.manifest().files[0].base_offset);
+        steps += 1;
+    }
+    assert!(steps > 1);
+    assert_eq!(manifests.load(&path()).await.unwrap(), head);
+    let error = manifests.commit(&head, Change::RaiseLogStart(end)).await.unwrap_err();
+    assert!(matches!(error, ManifestError::TooManyRetired { .. }), "{error}");
+    // What was never dropped does not wait.
+    head = committed(&manifests, &head, Change::Append(Arc::new(file(end.0, end.0 + 9)))).await;
+    let deleted = head.retired().iter().map(|old| old.object.key.clone()).collect();
+    head = committed(&manifests, &head, Change::Release(deleted)).await;
+    let before = head.manifest().files.len();
+    head = committed(&manifests, &head, Change::RaiseLogStart(end)).await;
+    assert_eq!(head.manifest().files.len(), before - EXPIRED_FILES_PER_COMMIT);
+}
+
+#[tokio::test]
+async fn a_claim_changes_the_epoch_alone_and_fences() {
+    for files in [0, 3] {
+        let (_, store) = faulty();
+        let (old, new) = (manifest_store(store.clone(), 1), manifest_store(store, 2));
+        let head = if files > 0 { with_files(&old, files).await } else { old.load(&path()).await.unwrap() };
+        let claimed = committed(&new, &head, Change::Claim).await;
+        assert_eq!(claimed.manifest().files, head.manifest().files);
+        assert_eq!((claimed.manifest().epoch, old.fenced()), (2, None));
+        let next = file(files * 10, files * 10 + 9);
+        let error = old.commit(&head, Change::Append(Arc::new(next))).await.unwrap_err();
+        assert!(matches!(error, ManifestError::Fenced { .. }), "{error}");
+        assert_eq!(old.fenced().map(|fenced| (fenced.epoch, fenced.own_epoch)), Some((2, 1)));
+        assert_eq!(new.fenced(), None);
+    }
+}
+
+/// A store whose listings are a state of some time ago.
+#[tokio::test]
+async fn a_listing_that_lags_hides_nothing() {
+    let (faulty, store) = faulty();
+    let manifests = manifest_store(store, 1);
+    let mut head = manifests.load(&path()).await.unwrap();
+    faulty.freeze_listings().await;
+    for n in 0..5 {
+        head = committed(&manifests, &head, Change::Append(Arc::new(file(n * 10, n * 10 + 9)))).await;
+    }
+    assert_eq!(manifests.load(&path()).await.unwrap(), head);
+    faulty.freeze_listings().await;
+    head = committed(&manifests, &head, Change::Append(Arc::new(file(50, 59)))).await;
+    assert_eq!(manifests.versions(&path()).await.unwrap().len(), 5);
+    assert_eq!(manifests.load(&path()).await.unwrap(), head);
 }
 
 #[tokio::test]
@@ -100,16 +227,21 @@ async fn the_higher_epoch_wins_for_good() {
         let error = old.commit(head, Change::Append(Arc::new(file(10, 19)))).await.unwrap_err();
         assert!(matches!(error, ManifestError::Fenced { epoch: 2, own_epoch: 1, .. }), "{error}");
     }
-    // It slept so long that the janitor has deleted the version it wants to make.
-    let taken = committed(&new, &taken, Change::Append(Arc::new(file(20, 29)))).await;
-    store.delete(&path().manifest(2)).await.unwrap();
+    // It slept so long that the janitor has deleted the version it wants to make, and so the one before.
+    let mut taken = taken;
+    for n in 2..5 {
+        taken = committed(&new, &taken, Change::Append(Arc::new(file(n * 10, n * 10 + 9)))).await;
+    }
+    for version in 1..=3 {
+        store.delete(&path().manifest(version)).await.unwrap();
+    }
     let error = old.commit(&start, Change::Append(Arc::new(file(10, 19)))).await.unwrap_err();
     assert!(matches!(error, ManifestError::Fenced { .. }), "{error}");
     assert_eq!(new.load(&path()).await.unwrap(), taken);
     // An older broker that was first does not fence the newer one, but its commit counts.
     let third = manifest_store(store, 3);
-    let by_second = committed(&new, &taken, Change::Append(Arc::new(file(30, 39)))).await;
-    match third.commit(&taken, Change::Append(Arc::new(file(30, 39)))).await.unwrap() {
+    let by_second = committed(&new, &taken, Change::Append(Arc::new(file(50, 59)))).await;
+    match third.commit(&taken, Change::Append(Arc::new(file(50, 59)))).await.unwrap() {
         CommitOutcome::Superseded(newest) => assert_eq!(newest, by_second),
         CommitOutcome::Committed(_) => panic!("two commits of one version"),
     }
@@ -178,7 +310,7 @@ fn what_is_wrong_with_a_manifest_is_said() {
     let decode = |json: &str| format::decode_version(&path(), 1, json.as_bytes());
     assert!(decode(&good).is_ok());
     for (from, to, says) in [
-        ("\"format_version\": 1", "\"format_version\": 2", "format version 2"),
+        ("\"format_version\": 2", "\"format_version\": 3", "format version 3"),
         ("\"partition\": 3", "\"partition\": 4", "partition 4"),
         ("\"version\": 1,", "\"version\": 2,", "version 2"),
         ("\"last_offset\": 9", "\"last_offset\": 8", "not the name"),
@@ -193,14 +325,14 @@ fn what_is_wrong_with_a_manifest_is_said() {
     }
 }
 
-/// Versions and parts as the first version of this program wrote them.
-#[test]
-fn manifests_of_version_1_read_back_and_are_written_the_same() {
-    let attempt = |n: u128| -> AttemptId {
-        let name =
-            format!("{}/{:020}-{:020}-{}.parquet", path().folder(ObjectKind::Data), 0, 0, Uuid::from_u128(n).simple());
-        path().parse_object(&name.as_str().into()).unwrap().attempt
-    };
+fn attempt(n: u128) -> AttemptId {
+    let name =
+        format!("{}/{:020}-{:020}-{}.parquet", path().folder(ObjectKind::Data), 0, 0, Uuid::from_u128(n).simple());
+    path().parse_object(&name.as_str().into()).unwrap().attempt
+}
+
+/// What the golden files hold: two files of which one keeps a batch raw, then one.
+fn golden_files() -> [Arc<DataFile>; 3] {
     let mut raw = file_with(10, 29, attempt(2));
     raw.rows = 15;
     raw.split = None;
@@ -214,36 +346,135 @@ fn manifests_of_version_1_read_back_and_are_written_the_same() {
             reason: "a header key is not UTF-8".to_owned(),
         }],
     });
-    let tail = vec![Arc::new(file_with(0, 9, attempt(1))), Arc::new(raw)];
-    let golden_part = include_bytes!("../../tests/golden/manifest-part-v1.json");
-    let part = PartRef {
-        object: ObjectRef {
-            xxh3: crate::verify::object_hash(golden_part),
-            size_bytes: golden_part.len() as u64,
-            ..object(ObjectKind::ManifestPart, 0, 29, attempt(3))
-        },
-        base_offset: Offset(0),
-        last_offset: Offset(29),
-        files: 2,
-    };
-    write_golden_if_asked("manifest-part-v1.json", &format::encode_part(&path(), &tail).unwrap());
-    assert_eq!(format::encode_part(&path(), &tail).unwrap(), golden_part.as_slice());
-    assert_eq!(format::decode_part(&path(), &part, golden_part).unwrap(), tail);
+    [Arc::new(file_with(0, 9, attempt(1))), Arc::new(raw), Arc::new(file_with(30, 39, attempt(4)))]
+}
 
-    let newest = Arc::new(file_with(30, 39, attempt(4)));
-    let files = tail.iter().cloned().chain([newest.clone()]).collect();
-    let manifest = Manifest { version: 7, epoch: 5, log_start_offset: Offset(4), files, ..Manifest::empty(&path()) };
-    let head = ManifestHead { manifest: Arc::new(manifest), sealed: vec![part], retired: Vec::new() };
+fn golden_part(bytes: &[u8], last: i64, attempt: AttemptId, files: u64, level: u8) -> PartRef {
+    let object = ObjectRef {
+        xxh3: crate::verify::object_hash(bytes),
+        size_bytes: bytes.len() as u64,
+        ..object(ObjectKind::ManifestPart, 0, last, attempt)
+    };
+    PartRef { object, base_offset: Offset(0), last_offset: Offset(last), files, level }
+}
+
+#[tokio::test]
+async fn manifests_of_version_1_are_read_and_go_on_as_version_2() {
+    let [first, raw, newest] = golden_files();
+    let bytes = include_bytes!("../../tests/golden/manifest-part-v1.json");
+    let mut part = golden_part(bytes, 29, attempt(3), 2, 0);
+    part.object.key = part.object.key.replace(".json.zst", ".json");
     let golden = include_bytes!("../../tests/golden/manifest-v1.json");
-    write_golden_if_asked("manifest-v1.json", &format::encode_version(&head).unwrap());
+    let decoded = format::decode_version(&path(), 7, golden).unwrap();
+    assert_eq!((decoded.parts, decoded.manifest.files), (vec![part.clone()], [newest.clone()].into_iter().collect()));
+
+    let (_, store) = faulty();
+    store.put(&part.object.path(), bytes.as_slice().into()).await.unwrap();
+    store.put(&path().manifest(7), golden.as_slice().into()).await.unwrap();
+    let manifests = manifest_store(store.clone(), 6);
+    let head = manifests.load(&path()).await.unwrap();
+    assert_eq!((head.manifest().epoch, head.manifest().log_start_offset), (5, Offset(4)));
+    assert!(head.manifest().files.iter().eq([&first, &raw, &newest]));
+    let head = committed(&manifests, &head, Change::Append(Arc::new(file(40, 49)))).await;
+    assert_eq!(manifests.load(&path()).await.unwrap(), head);
+    let written = store.get(&path().manifest(8)).await.unwrap();
+    assert!(String::from_utf8_lossy(&written).contains("\"format_version\": 2"));
+}
+
+/// Packed bytes may differ between versions of zstd; what they hold may not.
+#[test]
+fn manifests_of_version_2_read_back_and_are_written_the_same() {
+    let [first, raw, newest] = golden_files();
+    let leaf_bytes = include_bytes!("../../tests/golden/manifest-part-v2.json.zst");
+    let leaf = golden_part(leaf_bytes, 29, attempt(3), 2, 0);
+    let entries = Entries::Files(vec![first, raw]);
+    let written = format::encode_part(&path(), 0, &entries).unwrap();
+    write_golden_if_asked("manifest-part-v2.json.zst", &written.bytes);
+    let unpacked = |bytes: &[u8]| zstd::decode_all(bytes).unwrap();
+    assert_eq!(unpacked(&written.bytes), unpacked(leaf_bytes));
+    let DecodedPart::Files(files) = format::decode_part(&path(), &leaf, leaf_bytes).unwrap() else { panic!() };
+    assert_eq!(Entries::Files(files), entries);
+
+    let inner_bytes = include_bytes!("../../tests/golden/manifest-part-of-parts-v2.json.zst");
+    let inner = golden_part(inner_bytes, 29, attempt(5), 2, 1);
+    let entries = Entries::Parts(Part::stored(leaf.clone(), entries).into_iter().collect());
+    let written = format::encode_part(&path(), 1, &entries).unwrap();
+    write_golden_if_asked("manifest-part-of-parts-v2.json.zst", &written.bytes);
+    assert_eq!(unpacked(&written.bytes), unpacked(inner_bytes));
+    let DecodedPart::Parts(parts) = format::decode_part(&path(), &inner, inner_bytes).unwrap() else { panic!() };
+    assert_eq!(parts, [leaf]);
+
+    let parts = Part::stored(inner.clone(), entries).into_iter().collect();
+    let files = FileList::new(parts, vec![newest.clone()]);
+    let manifest = Manifest { version: 7, epoch: 5, log_start_offset: Offset(4), files, ..Manifest::empty(&path()) };
+    let retired = Retired { object: object(ObjectKind::Split, 0, 3, attempt(6)), at: Timestamp(1_700_000_000_000) };
+    let head = ManifestHead { manifest: Arc::new(manifest), retired: vec![retired] };
+    let golden = include_bytes!("../../tests/golden/manifest-v2.json");
+    write_golden_if_asked("manifest-v2.json", &format::encode_version(&head).unwrap());
     assert_eq!(format::encode_version(&head).unwrap(), golden.as_slice());
     let decoded = format::decode_version(&path(), 7, golden).unwrap();
-    assert_eq!((decoded.sealed, decoded.manifest.files), (head.sealed.clone(), vec![newest]));
+    assert_eq!((decoded.parts, decoded.retired), (vec![inner], head.retired.clone()));
+    assert_eq!(decoded.manifest.files, [newest].into_iter().collect());
     assert_eq!((decoded.manifest.epoch, decoded.manifest.log_start_offset), (5, Offset(4)));
+}
+
+/// Sorted, contiguous, of levels that do not rise, none too large for what a version may hold.
+fn check_edge(head: &ManifestHead) {
+    let levels = levels(head);
+    assert!(levels.windows(2).all(|pair| pair[0] >= pair[1]), "{levels:?}");
+    assert!(head.manifest().files.tail().len() < 2 * PART_FILES);
+    for level in 0..PART_LEVEL_MAX {
+        assert!(levels.iter().filter(|found| **found == level).count() < 2 * PART_FANOUT, "{levels:?}");
+    }
+    assert_eq!(head.manifest().files.iter().count(), head.manifest().files.len());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Over several levels: merges anywhere, of any length, and log starts that cut parts, against a model.
+    #[test]
+    fn trees_hold_what_was_merged_and_expired(
+        files in 1..12_000_i64,
+        steps in prop::collection::vec((any::<bool>(), 0..12_000_usize, prop_oneof![1..40_usize, 1..9000_usize]), 1..8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (_, store) = faulty();
+            let manifests = manifest_store(store, 1);
+            let mut head = with_files(&manifests, files).await;
+            let mut model: Vec<(i64, i64)> = (0..files).map(|n| (n * 10, n * 10 + 9)).collect();
+            for (is_merge, at, len) in steps {
+                let at = at % model.len();
+                let before: HashSet<String> = head.objects().map(|object| object.key.clone()).collect();
+                if is_merge {
+                    let end = model.len().min(at + len).min(at + RETIRED_MAX / 4);
+                    let merged = (model[at].0, model[end - 1].1);
+                    let change = Change::Merge(Arc::new(file(merged.0, merged.1)));
+                    head = committed(&manifests, &head, change).await;
+                    model.splice(at..end, [merged]);
+                } else {
+                    let start = model[at.min(EXPIRED_FILES_PER_COMMIT)].0 + 3;
+                    head = committed(&manifests, &head, Change::RaiseLogStart(Offset(start))).await;
+                    model.retain(|(_, last)| *last >= start);
+                }
+                let named: HashSet<String> = head.objects().map(|object| object.key.clone()).collect();
+                assert!(before.is_subset(&named), "what is dropped is retired");
+                check_edge(&head);
+                let found: Vec<_> = head.manifest().files.iter().map(|f| (f.base_offset.0, f.last_offset.0)).collect();
+                assert_eq!(found, model);
+                for at in [0, model.len() / 3, model.len() - 1] {
+                    let (base, last) = model[at];
+                    let files = &head.manifest().files;
+                    assert_eq!(files.partition_point(|file| file.last_offset < Offset(last)), at);
+                    assert_eq!(files.get(at).map(|file| file.base_offset), Some(Offset(base)));
+                }
+                let released = head.retired().iter().map(|old| old.object.key.clone()).collect();
+                head = committed(&manifests, &head, Change::Release(released)).await;
+            }
+            assert_eq!(manifests.load(&path()).await.unwrap(), head);
+        });
+    }
 
     /// Against a model: a map from base to last offset.
     #[test]
@@ -272,8 +503,8 @@ proptest! {
                     3 | 4 => {
                         let files = &head.manifest().files;
                         let from = len as usize % files.len().max(1);
-                        let merged = &files[from..files.len().min(from + len as usize)];
-                        if let (Some(first), Some(last)) = (merged.first(), merged.last()) {
+                        let merged = files.len().min(from + len as usize);
+                        if let (Some(first), Some(last)) = (files.get(from), files.get(merged.max(1) - 1)) {
                             let one = file(first.base_offset.0, last.last_offset.0);
                             head = committed(&manifests, &head, Change::Merge(Arc::new(one.clone()))).await;
                             model.retain(|base, _| *base < one.base_offset.0 || *base > one.last_offset.0);

@@ -10,6 +10,7 @@ use thermocline_ingest::log::{Partition, SealedSegment};
 use thermocline_ingest::model::{Offset, PartitionId, TopicId};
 use tokio::time::Instant;
 
+use super::standing::Description;
 use crate::manifest::{Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::paths::PartitionPath;
 
@@ -30,6 +31,8 @@ pub(super) struct PartitionArchive {
     versions_trimmed_at: AtomicU64,
     /// Whether the head, when it was last put back, listed retired objects.
     has_retired: AtomicBool,
+    /// What the store is known to say about the topic.
+    described: Mutex<Option<Description>>,
 }
 
 #[derive(Default)]
@@ -53,6 +56,7 @@ impl PartitionArchive {
             closed: AtomicBool::new(false),
             versions_trimmed_at: AtomicU64::new(0),
             has_retired: AtomicBool::new(false),
+            described: Mutex::default(),
         }
     }
 
@@ -64,9 +68,14 @@ impl PartitionArchive {
         self.manifest.read().clone()
     }
 
-    /// Shows a committed manifest to readers, and then lets the log drop what it covers.
-    pub fn publish(&self, manifest: &Arc<Manifest>) {
+    /// Shows a manifest to readers.
+    fn show(&self, manifest: &Arc<Manifest>) {
         *self.manifest.write() = manifest.clone();
+    }
+
+    /// Shows a manifest that this broker, or one before it, has committed, and then lets the log drop what it covers.
+    pub fn publish(&self, manifest: &Arc<Manifest>) {
+        self.show(manifest);
         self.partition.set_archived_through(manifest.archived_through());
     }
 
@@ -78,7 +87,13 @@ impl PartitionArchive {
             Some(head) => head,
             None => {
                 let head = manifests.load(&self.path).await?;
-                self.publish(head.manifest());
+                // What a broker that took over has archived may differ from what the local log has at those offsets,
+                // and then that is the only copy.
+                if head.manifest().epoch > manifests.epoch() {
+                    self.show(head.manifest());
+                } else {
+                    self.publish(head.manifest());
+                }
                 head
             }
         };
@@ -92,6 +107,14 @@ impl PartitionArchive {
 
     pub fn has_retired(&self) -> bool {
         self.has_retired.load(Ordering::Relaxed)
+    }
+
+    pub fn is_described_as(&self, wanted: &Description) -> bool {
+        self.described.lock().as_ref() == Some(wanted)
+    }
+
+    pub fn described_as(&self, description: Description) {
+        *self.described.lock() = Some(description);
     }
 
     /// No job starts any more; waits for the one under way.

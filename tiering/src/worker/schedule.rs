@@ -16,8 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::partition::{Key, PartitionArchive};
 use super::{ArchiveReport, Tiering, TieringError};
 use crate::janitor::JanitorError;
-use crate::manifest::{ManifestError, ManifestHead};
-use crate::pipeline::ArchiveError;
+use crate::manifest::ManifestHead;
 use crate::retention::{self, Holdings, Piece, Retention};
 
 /// How often retention is applied and deleted topics are noticed.
@@ -91,12 +90,7 @@ async fn archive_one(tiering: &Tiering, archive: &PartitionArchive) {
             }
         }
         Err(_) if archive.is_closed() => tracing::debug!(%partition, "topic deleted while it was archived"),
-        Err(error) => {
-            if matches!(&error, ArchiveError::Commit(ManifestError::Fenced { .. })) {
-                tiering.metrics.fenced.set(1);
-            }
-            failed(tiering, archive, &error);
-        }
+        Err(error) => failed(tiering, archive, &error),
     }
 }
 
@@ -118,14 +112,15 @@ async fn janitor_loop(tiering: &Arc<Tiering>) {
     let mut removing: HashMap<TopicId, TopicName> = HashMap::new();
     loop {
         tokio::select! {
-            _ = expiry.tick() => {
+            _ = expiry.tick(), if tiering.fenced().is_none() => {
                 remove_deleted_topics(tiering, &mut removing).await;
                 for_each_archive(tiering, expire).await;
             }
-            _ = sweep.tick() => {
+            _ = sweep.tick(), if tiering.fenced().is_none() => {
                 let is_live = |id| tiering.topics.by_id(id).is_some();
                 noted(tiering, "finishing the removal of topics", tiering.janitor.finish_removals(is_live).await);
                 for_each_archive(tiering, sweep_partition).await;
+                noted(tiering, "deleting old epochs", tiering.janitor.trim_epochs().await);
             }
             change = changes.recv() => match change {
                 Ok(TopicChange::Created(topic)) => tiering.follow_topic(&topic),
@@ -150,6 +145,9 @@ async fn for_each_archive(
 
 /// Follows the catalogue; what has left it goes from the store too, once its jobs have ended.
 async fn remove_deleted_topics(tiering: &Tiering, removing: &mut HashMap<TopicId, TopicName>) {
+    if tiering.fenced().is_some() {
+        return;
+    }
     for archive in tiering.follow_topics() {
         archive.close().await;
         removing.insert(archive.path.topic_id, archive.path.topic.clone());
