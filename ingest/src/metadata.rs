@@ -139,9 +139,16 @@ impl MetadataStore {
         })
     }
 
-    pub fn set_log_start(&self, topic: TopicId, partition: PartitionId, start: Offset) -> Result<(), MetadataError> {
+    /// Never lowers it: retention and DeleteRecords may raise the start of one partition at the same time, and what one
+    /// of them was told is gone must not come back with the other.
+    pub fn raise_log_start(&self, topic: TopicId, partition: PartitionId, start: Offset) -> Result<(), MetadataError> {
         self.write(|transaction| {
-            transaction.open_table(LOG_STARTS)?.insert(log_start_key(topic, partition).as_str(), start.0)?;
+            let mut table = transaction.open_table(LOG_STARTS)?;
+            let key = log_start_key(topic, partition);
+            let before = table.get(key.as_str())?.map_or(Offset::ZERO.0, |offset| offset.value());
+            if start.0 > before {
+                table.insert(key.as_str(), start.0)?;
+            }
             Ok(())
         })
     }
@@ -211,7 +218,8 @@ mod tests {
         assert_eq!(store.next_broker_epoch()?, 1);
         assert_eq!(store.reserve_producer_ids(1000)?, 0);
         store.put_topic(&topic)?;
-        store.set_log_start(topic.id, PartitionId(1), Offset(42))?;
+        store.raise_log_start(topic.id, PartitionId(1), Offset(42))?;
+        store.raise_log_start(topic.id, PartitionId(1), Offset(41))?;
         drop(store);
 
         let store = MetadataStore::open(&path)?;

@@ -194,7 +194,7 @@ impl Topics {
     /// Raises the smallest readable offset of a partition, durably first. Blocking.
     pub fn raise_log_start(&self, partition: &Partition, start: Offset) -> Result<(), TopicError> {
         if start > partition.log_start_offset() {
-            self.store.set_log_start(partition.topic_id(), partition.topic_partition().partition, start)?;
+            self.store.raise_log_start(partition.topic_id(), partition.topic_partition().partition, start)?;
             partition.set_log_start_offset(start);
         }
         Ok(())

@@ -62,7 +62,8 @@ pub struct Broker {
     address: std::net::SocketAddr,
     shutdown: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
-    _dir: tempfile::TempDir,
+    log: Arc<HotLog>,
+    dir: tempfile::TempDir,
 }
 
 impl Broker {
@@ -71,14 +72,17 @@ impl Broker {
     }
 
     pub async fn start_with(adapt: impl FnOnce(&mut KafkaConfig)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_on(tempfile::tempdir().unwrap(), adapt).await
+    }
+
+    async fn start_on(dir: tempfile::TempDir, adapt: impl FnOnce(&mut KafkaConfig)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = Arc::new(IngestMetrics::new(&prometheus::Registry::new()).unwrap());
         let metadata = Arc::new(MetadataStore::open(&dir.path().join("metadata.redb")).unwrap());
         let log = HotLog::open(dir.path().join("log"), LogConfig::default(), clock.clone(), metrics.clone()).unwrap();
-        let topics = Arc::new(Topics::open(metadata.clone(), log, LogConfig::default()).unwrap());
+        let topics = Arc::new(Topics::open(metadata.clone(), log.clone(), LogConfig::default()).unwrap());
         let groups = GroupCoordinator::open(GroupsConfig::default(), topics.clone(), clock.clone()).await.unwrap();
         let mut kafka = KafkaConfig::default();
         adapt(&mut kafka);
@@ -96,7 +100,7 @@ impl Broker {
         });
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(serve(listener, services, shutdown.clone()));
-        Self { address, shutdown, server, _dir: dir }
+        Self { address, shutdown, server, log, dir }
     }
 
     pub async fn connect(&self) -> Client {
@@ -107,6 +111,16 @@ impl Broker {
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.server.await.unwrap().unwrap();
+    }
+
+    /// Shuts the broker down and starts another on its data.
+    pub async fn restart(self) -> Self {
+        let Self { shutdown, server, log, dir, .. } = self;
+        shutdown.cancel();
+        server.await.unwrap().unwrap();
+        log.close().unwrap();
+        drop(log);
+        Self::start_on(dir, |_| {}).await
     }
 }
 
