@@ -6,6 +6,10 @@
 //! | creating: after the record is stored | the topic exists, its missing folders are made |
 //! | deleting: before the record is marked | the topic exists |
 //! | deleting: after the mark | the deletion is finished, local files and record |
+//!
+//! The mark also notes, in the same transaction, that the topic's archive has to go. Tiering reads these notes
+//! ([`Topics::removals`]) at each start and between, and takes one back ([`Topics::removal_done`]) when the store has
+//! nothing of the topic any more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -168,7 +172,7 @@ impl Topics {
         Ok(topic)
     }
 
-    /// Deletes a topic and its local files. Blocking.
+    /// Deletes a topic and its local files, and notes that its archive has to go. Blocking.
     pub fn delete(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
         let _changing = self.changing.lock();
         let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
@@ -182,13 +186,25 @@ impl Topics {
             overrides: topic.config().overrides.clone(),
             deleting: true,
         };
-        self.store.put_topic(&record)?;
+        self.store.begin_removal(&record)?;
         self.by_name.write().remove(name);
         self.by_id.write().remove(&topic.id);
+        let _ = self.changes.send(TopicChange::Deleted(topic.clone()));
         self.remove_files(&record)?;
         self.store.remove_topic(&record)?;
-        let _ = self.changes.send(TopicChange::Deleted(topic.clone()));
         Ok(topic)
+    }
+
+    /// Deleted topics whose archive may still be in the store; their partitions take no more appends. Blocking.
+    pub fn removals(&self) -> Result<Vec<(TopicName, TopicId)>, TopicError> {
+        // Not those of a deletion under way: its topic may still be in view.
+        let _changing = self.changing.lock();
+        Ok(self.store.removals()?)
+    }
+
+    /// The store has nothing of the deleted topic any more. Blocking.
+    pub fn removal_done(&self, id: TopicId) -> Result<(), TopicError> {
+        Ok(self.store.removal_done(id)?)
     }
 
     /// Raises the smallest readable offset of a partition, durably first. Blocking.
@@ -232,3 +248,6 @@ impl Topics {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

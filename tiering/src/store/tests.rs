@@ -50,7 +50,8 @@ async fn stores_conform() {
 async fn large_objects_travel_in_parts() {
     let inner = Arc::new(InMemory::new());
     let config = store_config(0);
-    let store = ColdStore::build(inner.clone(), Some(inner), String::new(), &config);
+    let located = url::Located { store: inner.clone(), parts: Some(inner), folder: None, url: String::new() };
+    let store = ColdStore::build(located, &config);
     let bytes: Bytes = (0..MULTIPART_MIN_BYTES + 5).map(|n| (n / 1000) as u8).collect::<Vec<_>>().into();
     store.put(&key("large"), bytes.clone()).await.unwrap();
     assert_eq!(store.get_sized(&key("large"), bytes.len() as u64).await.unwrap(), bytes);
