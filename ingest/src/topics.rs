@@ -80,7 +80,7 @@ pub struct Topics {
 impl Topic {
     /// Whether the broker keeps it for itself.
     pub fn is_internal(&self) -> bool {
-        self.name.as_str().starts_with("__")
+        self.name.is_internal()
     }
     pub fn config(&self) -> Arc<TopicConfig> {
         self.config.read().clone()
