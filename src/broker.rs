@@ -97,7 +97,9 @@ pub enum StartError {
     Topics(#[from] TopicError),
     #[error("opening the cold store; check the section [store]")]
     Store(#[from] StoreError),
-    #[error("loading the archive's manifests")]
+    #[error(
+        "loading the archive's manifests; a broker starts only where it knows its archive, see the section [store]"
+    )]
     Tiering(#[from] TieringError),
     #[error("loading the consumer groups")]
     Coordinator(#[from] CoordinatorError),

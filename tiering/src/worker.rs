@@ -379,18 +379,5 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|_| TieringError::Aborted { partition: partition.topic_partition().clone() })
 }
 
-/// The broker spawns these; a future that is not `Send` would be found only there.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn assert_send<T: Send>(_: &T) {}
-
-    #[test]
-    fn background_work_and_requests_can_be_spawned() {
-        let _ = |tiering: Arc<Tiering>, topic: Arc<Topic>, shutdown| {
-            assert_send(&tiering.archive_now(&topic, true));
-            assert_send(&tiering.clone().run(shutdown));
-        };
-    }
-}
+mod tests;

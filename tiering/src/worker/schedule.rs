@@ -208,7 +208,7 @@ async fn blocking_topics<T: Send + 'static>(
 }
 
 /// Raises the log start by the topic's retention, then drops what lies below it from the archive.
-async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
+pub(super) async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
     let partition = &archive.partition;
     let config = partition.config();
     let failed =
