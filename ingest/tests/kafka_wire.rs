@@ -4,6 +4,9 @@
 #[path = "kafka_wire/harness.rs"]
 mod harness;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use harness::{Broker, Client, PANICS, batch, fetch_request, fetched, produce_request};
 use kafka_protocol::ResponseError;
@@ -337,6 +340,32 @@ async fn records_that_cannot_be_deleted_are_refused_one_by_one() {
         assert_eq!(answer, (error.code(), -1), "{topic} {partition} {offset}");
     }
     assert_eq!(list_offset(&mut client, "orders", -2).await, (0, 0, -1));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_by_a_code_that_producers_retry() {
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let broker = Broker::start_with_free_space(free.clone()).await;
+    let mut client = broker.connect().await;
+    let id = create(&mut client, "orders").await;
+    assert_eq!(produce(&mut client, 9, "orders", batch(&["a"], 1000)).await, (0, 0));
+    free.store(0, Ordering::Relaxed);
+    // The space is looked at once a second, after a write.
+    let mut taken = 1;
+    let refused = loop {
+        let (error, offset) = produce(&mut client, 9, "orders", batch(&["b"], 1000)).await;
+        if error != 0 {
+            break error;
+        }
+        assert_eq!(offset, taken);
+        taken += 1;
+    };
+    assert_eq!(refused, ResponseError::KafkaStorageError.code());
+    assert!(ResponseError::KafkaStorageError.is_retriable());
+    let response: FetchResponse = client.ask(11, &fetch_request("orders", id, 11, 0, 0)).await;
+    assert_eq!(fetched(&response).0, 0, "what is there is read");
+    free.store(u64::MAX, Ordering::Relaxed);
+    while produce(&mut client, 9, "orders", batch(&["c"], 1000)).await != (0, taken) {}
 }
 
 #[tokio::test]

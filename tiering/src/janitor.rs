@@ -31,7 +31,8 @@
 //! # Left alone
 //! Folders of topics that are neither in the catalogue, nor noted, nor marked are never touched, for they may belong to
 //! another broker. Parts of unfinished multipart uploads are in no listing that the library offers: a bucket needs a
-//! lifecycle rule that aborts incomplete multipart uploads after a day or so.
+//! lifecycle rule that aborts incomplete multipart uploads after a day or so. An upload that was given up and that the
+//! store completes only after its topic was removed stays behind in the folder of that topic.
 
 mod removal;
 mod sweep;

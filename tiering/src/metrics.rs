@@ -18,6 +18,7 @@ pub const FENCED: &str = "thermocline_manifest_fenced";
 pub const STAGE_SECONDS: &str = "thermocline_archive_stage_seconds";
 pub const EXPIRED_FILES: &str = "thermocline_expired_files_total";
 pub const DELETED_OBJECTS: &str = "thermocline_deleted_objects_total";
+pub const REMOVALS_PENDING: &str = "thermocline_topic_removals_pending";
 pub const ORPHAN_OBJECTS: &str = "thermocline_orphan_objects";
 pub const ORPHAN_BYTES: &str = "thermocline_orphan_bytes";
 pub const COLLECTED_ORPHAN_OBJECTS: &str = "thermocline_collected_orphan_objects_total";
@@ -54,6 +55,8 @@ pub struct TieringMetrics {
     pub fenced: IntGauge,
     pub expired_files: IntCounter,
     pub deleted_objects: IntCounter,
+    /// Deleted topics that still have something in the store.
+    pub removals_pending: IntGauge,
     /// What the last sweep saw, by whether it is old enough to be collected.
     pub orphan_objects: IntGaugeVec,
     pub orphan_bytes: IntGaugeVec,
@@ -93,6 +96,10 @@ impl TieringMetrics {
             fenced: registered(registry, IntGauge::new(FENCED, "1 once a broker with a higher epoch took over")?)?,
             expired_files: counter(EXPIRED_FILES, "data files dropped by retention")?,
             deleted_objects: counter(DELETED_OBJECTS, "objects deleted from the store")?,
+            removals_pending: registered(
+                registry,
+                IntGauge::new(REMOVALS_PENDING, "deleted topics that may still have objects in the store")?,
+            )?,
             orphan_objects: by_age(ORPHAN_OBJECTS, "unreferenced objects that the last sweep of the store saw")?,
             orphan_bytes: by_age(ORPHAN_BYTES, "bytes of unreferenced objects that the last sweep of the store saw")?,
             collected_orphan_objects: counter(COLLECTED_ORPHAN_OBJECTS, "unreferenced objects that were collected")?,

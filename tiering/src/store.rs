@@ -272,17 +272,6 @@ impl ColdStore {
         }
     }
 
-    /// Everything below `prefix`, at any depth, in key order.
-    pub async fn list(&self, prefix: &ObjectPath) -> Result<Vec<ObjectMeta>, StoreError> {
-        let mut objects = self
-            .request("list", prefix, || async {
-                Ok(self.shared.inner.list(Some(prefix)).try_collect::<Vec<_>>().await?)
-            })
-            .await?;
-        objects.sort_unstable_by(|a, b| a.location.cmp(&b.location));
-        Ok(objects)
-    }
-
     /// Everything below `prefix`, at any depth, in the store's own order and page by page: for what may be too much to
     /// hold. The first page is asked for like any request; a failure later ends the stream, and the caller starts over.
     pub fn list_stream(&self, prefix: &ObjectPath) -> BoxStream<'static, Result<ObjectMeta, StoreError>> {

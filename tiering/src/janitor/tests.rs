@@ -343,3 +343,28 @@ async fn a_large_topic_goes_in_rounds() {
     assert_eq!(setup.janitor.remove_topic(&topic, id).await.unwrap(), Removal::Done);
     assert!(setup.faulty.keys().await.is_empty());
 }
+
+#[tokio::test]
+async fn no_more_is_retired_than_a_manifest_should_list() {
+    let setup = setup();
+    let version = files(&setup, 3).await.manifest().version;
+    // The next version lists as many as may be.
+    let bytes = setup.store.get(&path().manifest(version)).await.unwrap();
+    let mut next: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let retired = (0..RETIRED_OBJECTS_MAX).map(|_| {
+        let (kind, attempt) = (ObjectKind::Data, AttemptId::fresh());
+        let key = path().object(&RangeName { kind, base: Offset(0), last: Offset(9), attempt }).to_string();
+        let object = ObjectRef { key, size_bytes: 1, xxh3: "0".repeat(32) };
+        serde_json::json!({"object": object, "at": setup.clock.now()})
+    });
+    (next["version"], next["retired"]) = ((version + 1).into(), retired.collect());
+    setup.store.put(&path().manifest(version + 1), next.to_string().into()).await.unwrap();
+
+    let mut head = setup.manifests.load(&path()).await.unwrap();
+    setup.janitor.expire(&mut head, Offset(25), &|_| panic!("nothing may be dropped")).await.unwrap();
+    assert_eq!(head.manifest().files.len(), 3);
+    setup.clock.advance_ms(RETIRED_MS);
+    setup.janitor.delete_retired(&mut head, &|_| {}).await.unwrap();
+    setup.janitor.expire(&mut head, Offset(25), &|_| {}).await.unwrap();
+    assert_eq!((head.manifest().files.len(), head.manifest().log_start_offset), (1, Offset(25)));
+}

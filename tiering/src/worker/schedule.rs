@@ -157,6 +157,9 @@ async fn for_each_archive(
 async fn remove_deleted_topics(tiering: &Tiering, backoff: &mut Backoff) {
     // The notes first: a topic that is noted now is out of the catalogue, hence closed by what follows.
     let noted_now = blocking_topics(tiering, |topics| topics.removals()).await;
+    if let Ok(topics) = &noted_now {
+        tiering.metrics.removals_pending.set(i64::try_from(topics.len()).unwrap_or(i64::MAX));
+    }
     for archive in tiering.follow_topics() {
         archive.close().await;
     }
@@ -183,6 +186,7 @@ async fn remove_all(tiering: &Tiering, topics: Vec<(TopicName, TopicId)>) -> Res
         match tiering.janitor.remove_topic(&topic, id).await {
             Ok(Removal::Done) => {
                 blocking_topics(tiering, move |topics| topics.removal_done(id)).await?;
+                tiering.metrics.removals_pending.dec();
                 tracing::info!(%topic, %id, "a deleted topic is gone from the store");
             }
             Ok(Removal::Unfinished) => {}

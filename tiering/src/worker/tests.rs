@@ -219,7 +219,8 @@ async fn a_topic_deleted_while_the_store_is_down_is_gone_after_a_restart() {
     let broker = broker.restart().await;
     let shutdown = tokio_util::sync::CancellationToken::new();
     let running = tokio::spawn(broker.tiering.clone().run(shutdown.clone()));
-    while !broker.topics.removals().unwrap().is_empty() {
+    let pending = &broker.tiering.metrics.removals_pending;
+    while !broker.topics.removals().unwrap().is_empty() || pending.get() > 0 {
         tokio::task::yield_now().await;
     }
     assert!(broker.faulty.keys().await.is_empty());
