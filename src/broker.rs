@@ -41,7 +41,7 @@ use prometheus::Registry;
 use thermocline_config::{Config, ConfigError};
 use thermocline_ingest::clock::{Clock, SystemClock};
 use thermocline_ingest::coordinator::{CoordinatorError, GroupCoordinator};
-use thermocline_ingest::log::{HotLog, LogError};
+use thermocline_ingest::log::{FreeSpace, HotLog, LogError, free_space_of};
 use thermocline_ingest::metadata::{MetadataError, MetadataStore};
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::server::{self, Services};
@@ -106,7 +106,9 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error("claiming the store")]
     Epoch(#[from] EpochError),
-    #[error("loading the archive's manifests")]
+    #[error(
+        "loading the archive's manifests; a broker starts only where it knows its archive, see the section [store]"
+    )]
     Tiering(#[from] TieringError),
     #[error("loading the consumer groups")]
     Coordinator(#[from] CoordinatorError),
@@ -149,13 +151,19 @@ struct Stations {
 impl Broker {
     /// Starts a broker; on return both ports answer.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let free_space = free_space_of(config.broker.data_dir.clone());
+        Self::start_on(config, free_space).await
+    }
+
+    /// Like [`Self::start`], with another word on how much disk is free.
+    pub async fn start_on(config: Config, free_space: FreeSpace) -> Result<Self, StartError> {
         config.validate()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let registry = Registry::new();
         let metrics = Arc::new(IngestMetrics::new(&registry)?);
         let log = spawn_blocking({
             let (config, clock, metrics) = (config.clone(), clock.clone(), metrics.clone());
-            move || open_log(&config, clock, metrics)
+            move || open_log(&config, clock, metrics, free_space)
         })
         .await??;
         match open_stations(&config, &log, clock, registry, metrics).await {
@@ -236,11 +244,16 @@ impl Broker {
 }
 
 /// Steps 1 and 2. Blocking.
-fn open_log(config: &Config, clock: Arc<dyn Clock>, metrics: Arc<IngestMetrics>) -> Result<Arc<HotLog>, StartError> {
+fn open_log(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<IngestMetrics>,
+    free_space: FreeSpace,
+) -> Result<Arc<HotLog>, StartError> {
     let data_dir = &config.broker.data_dir;
     let failed = |source| StartError::DataDir { path: data_dir.clone(), source };
     std::fs::create_dir_all(data_dir).map_err(failed)?;
-    let log = HotLog::open(data_dir.join(HOT_DIR), config.log.clone(), clock, metrics)?;
+    let log = HotLog::open_on(data_dir.join(HOT_DIR), config.log.clone(), clock, metrics, free_space)?;
     // Only now: before the lock was ours, the file belonged to a broker that may be running.
     listeners::remove(data_dir).map_err(failed)?;
     Ok(log)
@@ -380,17 +393,22 @@ async fn write_listeners(data_dir: &Path, kafka: SocketAddr, http: SocketAddr) -
     written.map_err(|source| StartError::ListenersFile { path: listeners::path(data_dir), source })
 }
 
-/// Seals ageing segments and expires local copies, again and again.
+/// Seals ageing segments and expires local copies, again and again; makes room when the disk gets full.
 async fn maintain(log: Arc<HotLog>, every: Duration, stop: CancellationToken) -> io::Result<()> {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => {
+                let log = log.clone();
+                spawn_blocking(move || log.maintain()).await.map_err(io::Error::other)?;
+            }
+            () = log.disk_is_tight() => {
+                let log = log.clone();
+                spawn_blocking(move || log.make_room()).await.map_err(io::Error::other)?;
+            }
         }
-        let log = log.clone();
-        spawn_blocking(move || log.maintain()).await.map_err(io::Error::other)?;
     }
 }
 

@@ -89,7 +89,7 @@ pub struct LogConfig {
     pub producer_id_expiration: HumanDuration,
     /// How often ageing segments are sealed and local copies expired.
     pub maintenance_interval: HumanDuration,
-    /// Free disk below which produce requests are refused.
+    /// Free disk below which produce requests are refused; below twice as much, archived local copies go early.
     pub disk_reserve: ByteSize,
 }
 

@@ -8,6 +8,7 @@
 //! | `broker` | name of the fact | text |
 //! | `topics` | topic name | JSON of [`TopicRecord`] |
 //! | `log_starts` | `<topic id>/<partition>` | offset |
+//! | `removals` | topic id | name of a deleted topic whose archive may still be in the store |
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::model::{Offset, PartitionId, TopicId, TopicName};
 const BROKER: TableDefinition<&str, &str> = TableDefinition::new("broker");
 const TOPICS: TableDefinition<&str, &str> = TableDefinition::new("topics");
 const LOG_STARTS: TableDefinition<&str, i64> = TableDefinition::new("log_starts");
+const REMOVALS: TableDefinition<&str, &str> = TableDefinition::new("removals");
 
 const CLUSTER_ID: &str = "cluster_id";
 const NEXT_PRODUCER_ID: &str = "next_producer_id";
@@ -72,6 +74,7 @@ impl MetadataStore {
             transaction.open_table(BROKER)?;
             transaction.open_table(TOPICS)?;
             transaction.open_table(LOG_STARTS)?;
+            transaction.open_table(REMOVALS)?;
             Ok(())
         })?;
         Ok(store)
@@ -147,6 +150,43 @@ impl MetadataStore {
         })
     }
 
+    /// Marks a topic as one that goes, here and in the archive. From now on its deletion is finished whatever happens:
+    /// the local part at the latest with the next start, the archive's when [`Self::removal_done`] says so.
+    pub fn begin_removal(&self, topic: &TopicRecord) -> Result<(), MetadataError> {
+        let record = TopicRecord { deleting: true, ..topic.clone() };
+        let json = serde_json::to_string(&record).map_err(|_| self.corrupt("topic", topic.name.as_str()))?;
+        self.write(|transaction| {
+            transaction.open_table(TOPICS)?.insert(topic.name.as_str(), json.as_str())?;
+            transaction.open_table(REMOVALS)?.insert(topic.id.to_string().as_str(), topic.name.as_str())?;
+            Ok(())
+        })
+    }
+
+    /// Deleted topics whose archive may still be in the store.
+    pub fn removals(&self) -> Result<Vec<(TopicName, TopicId)>, MetadataError> {
+        let rows = self.read(|transaction| {
+            let mut rows = Vec::new();
+            for row in transaction.open_table(REMOVALS)?.iter()? {
+                let (id, name) = row?;
+                rows.push((id.value().to_owned(), name.value().to_owned()));
+            }
+            Ok(rows)
+        })?;
+        let parse = |(id, name): (String, String)| {
+            let parsed = TopicName::new(&name).ok().zip(Uuid::parse_str(&id).ok().map(TopicId));
+            parsed.ok_or_else(|| self.corrupt("removal", &format!("{name}.{id}")))
+        };
+        rows.into_iter().map(parse).collect()
+    }
+
+    /// Nothing of the deleted topic is left in the store.
+    pub fn removal_done(&self, id: TopicId) -> Result<(), MetadataError> {
+        self.write(|transaction| {
+            transaction.open_table(REMOVALS)?.remove(id.to_string().as_str())?;
+            Ok(())
+        })
+    }
+
     /// Forgets a topic and its log starts.
     pub fn remove_topic(&self, topic: &TopicRecord) -> Result<(), MetadataError> {
         self.write(|transaction| {
@@ -168,9 +208,16 @@ impl MetadataStore {
         })
     }
 
-    pub fn set_log_start(&self, topic: TopicId, partition: PartitionId, start: Offset) -> Result<(), MetadataError> {
+    /// Never lowers it: retention and DeleteRecords may raise the start of one partition at the same time, and what one
+    /// of them was told is gone must not come back with the other.
+    pub fn raise_log_start(&self, topic: TopicId, partition: PartitionId, start: Offset) -> Result<(), MetadataError> {
         self.write(|transaction| {
-            transaction.open_table(LOG_STARTS)?.insert(log_start_key(topic, partition).as_str(), start.0)?;
+            let mut table = transaction.open_table(LOG_STARTS)?;
+            let key = log_start_key(topic, partition);
+            let before = table.get(key.as_str())?.map_or(Offset::ZERO.0, |offset| offset.value());
+            if start.0 > before {
+                table.insert(key.as_str(), start.0)?;
+            }
             Ok(())
         })
     }
@@ -266,7 +313,8 @@ mod tests {
         store.set_store_settled()?;
         assert_eq!(store.reserve_producer_ids(1000)?, 0);
         store.put_topic(&topic)?;
-        store.set_log_start(topic.id, PartitionId(1), Offset(42))?;
+        store.raise_log_start(topic.id, PartitionId(1), Offset(42))?;
+        store.raise_log_start(topic.id, PartitionId(1), Offset(41))?;
         drop(store);
 
         let store = MetadataStore::open(&path)?;
@@ -280,9 +328,18 @@ mod tests {
         assert_eq!(store.topics()?, vec![topic.clone()]);
         assert_eq!(store.log_start(topic.id, PartitionId(0))?, Offset::ZERO);
         assert_eq!(store.log_start(topic.id, PartitionId(1))?, Offset(42));
+        store.begin_removal(&topic)?;
+        assert!(store.topics()?.iter().all(|record| record.deleting));
         store.remove_topic(&topic)?;
         assert!(store.topics()?.is_empty());
         assert_eq!(store.log_start(topic.id, PartitionId(1))?, Offset::ZERO);
+        assert_eq!(store.removals()?, [(topic.name.clone(), topic.id)], "remembered until the store is clean");
+        drop(store);
+
+        let store = MetadataStore::open(&path)?;
+        assert_eq!(store.removals()?, [(topic.name.clone(), topic.id)]);
+        store.removal_done(topic.id)?;
+        assert!(store.removals()?.is_empty());
         Ok(())
     }
 }

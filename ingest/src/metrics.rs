@@ -11,6 +11,9 @@ pub const FLUSH_SECONDS: &str = "thermocline_flush_seconds";
 pub const FLUSHES: &str = "thermocline_flushes_total";
 pub const LOG_FAILURES: &str = "thermocline_log_failures_total";
 pub const HOT_BYTES: &str = "thermocline_hot_bytes";
+pub const DISK_FREE_BYTES: &str = "thermocline_disk_free_bytes";
+pub const DISK_RESERVE_REACHED: &str = "thermocline_disk_reserve_reached";
+pub const TRIMMED_EARLY_BYTES: &str = "thermocline_trimmed_early_bytes_total";
 
 /// Handles to every metric of this crate.
 #[derive(Clone, Debug)]
@@ -24,6 +27,10 @@ pub struct IngestMetrics {
     pub flushes: IntCounter,
     pub log_failures: IntCounter,
     pub hot_bytes: IntGauge,
+    pub disk_free_bytes: IntGauge,
+    /// 1 while producers are refused.
+    pub disk_reserve_reached: IntGauge,
+    pub trimmed_early_bytes: IntCounter,
 }
 
 impl IngestMetrics {
@@ -39,6 +46,15 @@ impl IngestMetrics {
             flushes: IntCounter::new(FLUSHES, "group commits")?,
             log_failures: IntCounter::new(LOG_FAILURES, "partitions taken offline by a storage error")?,
             hot_bytes: IntGauge::new(HOT_BYTES, "bytes of the hot log")?,
+            disk_free_bytes: IntGauge::new(DISK_FREE_BYTES, "free bytes of the disk that holds the hot log")?,
+            disk_reserve_reached: IntGauge::new(
+                DISK_RESERVE_REACHED,
+                "1 while free disk is below log.disk_reserve and produce requests are refused",
+            )?,
+            trimmed_early_bytes: IntCounter::new(
+                TRIMMED_EARLY_BYTES,
+                "bytes of archived segments whose local copies went early because disk was tight",
+            )?,
         };
         for counter in [
             &metrics.produced_bytes,
@@ -47,10 +63,12 @@ impl IngestMetrics {
             &metrics.requests_refused,
             &metrics.flushes,
             &metrics.log_failures,
+            &metrics.trimmed_early_bytes,
         ] {
             registry.register(Box::new(counter.clone()))?;
         }
-        for gauge in [&metrics.connections, &metrics.hot_bytes] {
+        for gauge in [&metrics.connections, &metrics.hot_bytes, &metrics.disk_free_bytes, &metrics.disk_reserve_reached]
+        {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(metrics.flush_seconds.clone()))?;

@@ -107,6 +107,11 @@ impl TopicName {
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         if legal { Ok(Self(name.into())) } else { Err(TopicNameError { name: name.chars().take(300).collect() }) }
     }
+
+    /// Whether the broker keeps the topic for itself.
+    pub fn is_internal(&self) -> bool {
+        self.as_str().starts_with("__")
+    }
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -8,6 +8,10 @@
 //! | deleting: after the mark | the deletion is finished, local files and record |
 //! | adopting: before the records are stored | the catalogue is still empty, they are adopted then |
 //! | adopting: after the records are stored | the topics exist, their missing folders are made; whoever knows where their logs go on says so (`Partition::start_over_at`) |
+//!
+//! The mark also notes, in the same transaction, that the topic's archive has to go. Tiering reads these notes
+//! ([`Topics::removals`]) at each start and between, and takes one back ([`Topics::removal_done`]) when the store has
+//! nothing of the topic any more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -78,7 +82,7 @@ pub struct Topics {
 impl Topic {
     /// Whether the broker keeps it for itself.
     pub fn is_internal(&self) -> bool {
-        is_internal(&self.name)
+        self.name.is_internal()
     }
     pub fn config(&self) -> Arc<TopicConfig> {
         self.config.read().clone()
@@ -96,10 +100,10 @@ pub fn adopt(
     defaults: &LogConfig,
     mut topics: Vec<TopicRecord>,
 ) -> Result<usize, MetadataError> {
-    if store.topics()?.iter().any(|topic| !is_internal(&topic.name)) {
+    if store.topics()?.iter().any(|topic| !topic.name.is_internal()) {
         return Ok(0);
     }
-    topics.retain(|topic| !is_internal(&topic.name));
+    topics.retain(|topic| !topic.name.is_internal());
     for topic in &mut topics {
         let TopicRecord { name, overrides, .. } = topic;
         overrides.retain(|key, value| {
@@ -117,10 +121,6 @@ pub fn adopt(
     }
     store.put_topics(&topics)?;
     Ok(topics.len())
-}
-
-fn is_internal(topic: &TopicName) -> bool {
-    topic.as_str().starts_with("__")
 }
 
 impl Topics {
@@ -205,7 +205,7 @@ impl Topics {
         Ok(topic)
     }
 
-    /// Deletes a topic and its local files. Blocking.
+    /// Deletes a topic and its local files, and notes that its archive has to go. Blocking.
     pub fn delete(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
         let _changing = self.changing.lock();
         let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
@@ -219,19 +219,31 @@ impl Topics {
             overrides: topic.config().overrides.clone(),
             deleting: true,
         };
-        self.store.put_topic(&record)?;
+        self.store.begin_removal(&record)?;
         self.by_name.write().remove(name);
         self.by_id.write().remove(&topic.id);
+        let _ = self.changes.send(TopicChange::Deleted(topic.clone()));
         self.remove_files(&record)?;
         self.store.remove_topic(&record)?;
-        let _ = self.changes.send(TopicChange::Deleted(topic.clone()));
         Ok(topic)
+    }
+
+    /// Deleted topics whose archive may still be in the store; their partitions take no more appends. Blocking.
+    pub fn removals(&self) -> Result<Vec<(TopicName, TopicId)>, TopicError> {
+        // Not those of a deletion under way: its topic may still be in view.
+        let _changing = self.changing.lock();
+        Ok(self.store.removals()?)
+    }
+
+    /// The store has nothing of the deleted topic any more. Blocking.
+    pub fn removal_done(&self, id: TopicId) -> Result<(), TopicError> {
+        Ok(self.store.removal_done(id)?)
     }
 
     /// Raises the smallest readable offset of a partition, durably first. Blocking.
     pub fn raise_log_start(&self, partition: &Partition, start: Offset) -> Result<(), TopicError> {
         if start > partition.log_start_offset() {
-            self.store.set_log_start(partition.topic_id(), partition.topic_partition().partition, start)?;
+            self.store.raise_log_start(partition.topic_id(), partition.topic_partition().partition, start)?;
             partition.set_log_start_offset(start);
         }
         Ok(())
@@ -271,33 +283,4 @@ impl Topics {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(name: &str, overrides: &[(&str, &str)]) -> TopicRecord {
-        let overrides = overrides.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let name = TopicName::new(name).unwrap();
-        TopicRecord { name, id: TopicId::random(), partitions: 2, overrides, deleting: false }
-    }
-
-    #[test]
-    fn only_an_empty_catalogue_adopts_and_leaves_out_what_cannot_be() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = MetadataStore::open(&dir.path().join("metadata.redb")).unwrap();
-        let defaults = LogConfig::default();
-        store.put_topic(&record("__consumer_offsets", &[])).unwrap();
-        let found = [
-            record("orders", &[("retention.ms", "1000"), ("segment.bytes", "few"), ("of.the.future", "1")]),
-            record("plain", &[]),
-            record("__state", &[]),
-        ];
-        assert_eq!(adopt(&store, &defaults, found.to_vec()).unwrap(), 2);
-        let topics = store.topics().unwrap();
-        let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
-        assert_eq!(names, ["__consumer_offsets", "orders", "plain"]);
-        assert_eq!(topics[1].id, found[0].id);
-        assert_eq!(topics[1].overrides, record("x", &[("retention.ms", "1000")]).overrides);
-        assert_eq!(adopt(&store, &defaults, vec![record("late", &[])]).unwrap(), 0);
-        assert_eq!(store.topics().unwrap(), topics);
-    }
-}
+mod tests;

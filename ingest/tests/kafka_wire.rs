@@ -4,10 +4,14 @@
 #[path = "kafka_wire/harness.rs"]
 mod harness;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use harness::{Broker, Client, PANICS, batch, fetch_request, fetched, produce_request};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::*;
@@ -282,6 +286,86 @@ async fn fetch_sessions_are_refused() {
     let response: FetchResponse = client.ask(11, &request).await;
     assert_eq!(response.error_code, ResponseError::FetchSessionIdNotFound.code());
     assert!(response.responses.is_empty());
+}
+
+/// Error code and low watermark.
+async fn delete_records(client: &mut Client, version: i16, topic: &str, partition: i32, offset: i64) -> (i16, i64) {
+    let partition = DeleteRecordsPartition::default().with_partition_index(partition).with_offset(offset);
+    let wanted = DeleteRecordsTopic::default().with_name(name(topic)).with_partitions(vec![partition]);
+    let request = DeleteRecordsRequest::default().with_topics(vec![wanted]).with_timeout_ms(5000);
+    let response: DeleteRecordsResponse = client.ask(version, &request).await;
+    let row = &response.topics[0].partitions[0];
+    (row.error_code, row.low_watermark)
+}
+
+#[tokio::test]
+async fn deleted_records_are_gone_at_once_and_stay_gone() {
+    let broker = Broker::start().await;
+    let mut client = broker.connect().await;
+    let id = create(&mut client, "orders").await;
+    for _ in 0..3 {
+        produce(&mut client, 9, "orders", batch(&["a", "b", "c"], 1000)).await;
+    }
+    assert_eq!(delete_records(&mut client, 0, "orders", 0, 4).await, (0, 4));
+    assert_eq!(delete_records(&mut client, 1, "orders", 0, 2).await, (0, 4), "what is gone does not come back");
+    assert_eq!(list_offset(&mut client, "orders", -2).await, (0, 4, -1));
+    assert_eq!(list_offset(&mut client, "orders", 0).await, (0, 4, 1000), "by time too");
+    let below: FetchResponse = client.ask(11, &fetch_request("orders", id, 11, 3, 0)).await;
+    assert_eq!(fetched(&below).0, ResponseError::OffsetOutOfRange.code());
+    let answer: FetchResponse = client.ask(11, &fetch_request("orders", id, 11, 4, 0)).await;
+    assert_eq!(answer.responses[0].partitions[0].log_start_offset, 4);
+    assert_eq!(delete_records(&mut client, 2, "orders", 0, -1).await, (0, 9), "up to the high watermark");
+    assert_eq!(list_offset(&mut client, "orders", -2).await, (0, 9, -1));
+
+    let broker = broker.restart().await;
+    let mut client = broker.connect().await;
+    assert_eq!(list_offset(&mut client, "orders", -2).await, (0, 9, -1));
+    assert_eq!(produce(&mut client, 9, "orders", batch(&["d"], 1000)).await, (0, 9));
+}
+
+#[tokio::test]
+async fn records_that_cannot_be_deleted_are_refused_one_by_one() {
+    let broker = Broker::start().await;
+    let mut client = broker.connect().await;
+    create(&mut client, "orders").await;
+    produce(&mut client, 9, "orders", batch(&["a"], 1000)).await;
+    for (topic, partition, offset, error) in [
+        ("orders", 0, 2, ResponseError::OffsetOutOfRange),
+        ("orders", 0, -2, ResponseError::OffsetOutOfRange),
+        ("orders", 1, 0, ResponseError::UnknownTopicOrPartition),
+        ("clicks", 0, 0, ResponseError::UnknownTopicOrPartition),
+        ("__consumer_offsets", 0, -1, ResponseError::InvalidTopicException),
+    ] {
+        let answer = delete_records(&mut client, 2, topic, partition, offset).await;
+        assert_eq!(answer, (error.code(), -1), "{topic} {partition} {offset}");
+    }
+    assert_eq!(list_offset(&mut client, "orders", -2).await, (0, 0, -1));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_by_a_code_that_producers_retry() {
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let broker = Broker::start_with_free_space(free.clone()).await;
+    let mut client = broker.connect().await;
+    let id = create(&mut client, "orders").await;
+    assert_eq!(produce(&mut client, 9, "orders", batch(&["a"], 1000)).await, (0, 0));
+    free.store(0, Ordering::Relaxed);
+    // The space is looked at once a second, after a write.
+    let mut taken = 1;
+    let refused = loop {
+        let (error, offset) = produce(&mut client, 9, "orders", batch(&["b"], 1000)).await;
+        if error != 0 {
+            break error;
+        }
+        assert_eq!(offset, taken);
+        taken += 1;
+    };
+    assert_eq!(refused, ResponseError::KafkaStorageError.code());
+    assert!(ResponseError::KafkaStorageError.is_retriable());
+    let response: FetchResponse = client.ask(11, &fetch_request("orders", id, 11, 0, 0)).await;
+    assert_eq!(fetched(&response).0, 0, "what is there is read");
+    free.store(u64::MAX, Ordering::Relaxed);
+    while produce(&mut client, 9, "orders", batch(&["c"], 1000)).await != (0, taken) {}
 }
 
 #[tokio::test]

@@ -1,18 +1,20 @@
 //! Search over hot log and archive against a naive reference that tokenises every message: hot, archived, trimmed,
 //! half and half, page by page, and while the archive moves on under the searches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use thermocline_config::{CacheConfig, LogConfig, SearchConfig, StoreConfig, TieringConfig};
 use thermocline_ingest::clock::{Clock, SystemClock};
-use thermocline_ingest::log::HotLog;
+use thermocline_ingest::log::{HotLog, Partition};
 use thermocline_ingest::metadata::MetadataStore;
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicName};
 use thermocline_ingest::record::BatchEncoder;
 use thermocline_ingest::topics::{Topic, Topics};
+use thermocline_query::replay::{Format, ReplayRequest, replay};
 use thermocline_query::search::{Hit, Search, SearchRequest, SearchResponse, Sort, TotalRelation};
 use thermocline_tiering::metrics::TieringMetrics;
 use thermocline_tiering::reader::TieredReader;
@@ -43,6 +45,7 @@ struct Message {
 struct Broker {
     topic: Arc<Topic>,
     tiering: Arc<Tiering>,
+    reader: Arc<TieredReader>,
     search: Arc<Search>,
     messages: Vec<Message>,
     shutdown: CancellationToken,
@@ -74,10 +77,10 @@ impl Broker {
         .await?;
         let reader = Arc::new(TieredReader::new(tiering.clone(), &CacheConfig::default()));
         let scratch = folder.path().join("live");
-        let search = Search::new(SearchConfig::default(), tiering.clone(), reader, scratch, clock, &registry)?;
+        let search = Search::new(SearchConfig::default(), tiering.clone(), reader.clone(), scratch, clock, &registry)?;
         let shutdown = CancellationToken::new();
         tokio::spawn(search.clone().run(shutdown.clone()));
-        Ok(Self { topic, tiering, search, messages: Vec::new(), shutdown, log, _folder: folder })
+        Ok(Self { topic, tiering, reader, search, messages: Vec::new(), shutdown, log, _folder: folder })
     }
 
     /// Produces `count` messages, round robin over the partitions, and waits until they are acked.
@@ -126,6 +129,32 @@ impl Broker {
                 assert_eq!(partition.local_start_offset(), end);
             }
         }
+        Ok(())
+    }
+
+    /// Deletes what lies below `start` in every partition.
+    fn delete_below(&mut self, start: i64) -> Result<(), Failure> {
+        for partition in &self.topic.partitions {
+            self.tiering.topics().raise_log_start(partition, Offset(start))?;
+        }
+        self.messages.retain(|message| message.offset >= start);
+        Ok(())
+    }
+
+    /// What a replay of everything shows, in no order.
+    async fn check_replay(&self, stage: &str) -> Result<(), Failure> {
+        let manifest_of = |partition: &Partition| self.tiering.manifest(partition);
+        let request = ReplayRequest::default();
+        let lines = replay(self.reader.clone(), &self.topic, &manifest_of, &request, Format::Ndjson)?;
+        let lines = lines.try_fold(Vec::new(), async |lines, chunk| Ok([lines, chunk.to_vec()].concat())).await?;
+        let mut shown = BTreeSet::new();
+        for line in String::from_utf8(lines)?.lines() {
+            let message: serde_json::Value = serde_json::from_str(line)?;
+            let place = (message["partition"].as_i64(), message["offset"].as_i64());
+            assert!(shown.insert(place), "{stage}: {place:?} is replayed twice");
+        }
+        let places = self.messages.iter().map(|message| (Some(i64::from(message.partition)), Some(message.offset)));
+        assert_eq!(shown, places.collect(), "{stage}: replayed");
         Ok(())
     }
 
@@ -264,6 +293,38 @@ async fn the_tiers_answer_as_one() -> Result<(), Failure> {
     broker.produce(60).await?;
     broker.indexed().await?;
     broker.check("trimmed, with new messages").await?;
+    broker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_messages_are_not_found_or_replayed() -> Result<(), Failure> {
+    let mut broker = Broker::start().await?;
+    broker.produce(240).await?;
+    broker.indexed().await?;
+    broker.delete_below(13)?;
+    broker.check("hot").await?;
+    broker.check_replay("hot").await?;
+
+    broker.archive(false).await?;
+    broker.check("archived, with the start in a batch").await?;
+    broker.check_replay("archived, with the start in a batch").await?;
+    broker.delete_below(47)?;
+    broker.check("archived, still in the log").await?;
+    broker.check_replay("archived, still in the log").await?;
+
+    broker.produce(120).await?;
+    broker.archive(true).await?;
+    broker.check("trimmed").await?;
+    broker.check_replay("trimmed").await?;
+    broker.delete_below(101)?;
+    broker.check("trimmed, the first file gone").await?;
+    broker.check_replay("trimmed, the first file gone").await?;
+
+    broker.produce(60).await?;
+    broker.indexed().await?;
+    broker.delete_below(125)?;
+    broker.check("all of the archive gone").await?;
+    broker.check_replay("all of the archive gone").await?;
     broker.stop().await
 }
 

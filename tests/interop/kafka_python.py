@@ -1,4 +1,5 @@
-"""kafka-python, a client that shares no code with librdkafka: topics, all codecs, idempotence, times, groups, hot and cold."""
+"""kafka-python, a client that shares no code with librdkafka: topics, all codecs, idempotence, times, groups, deleting
+records, hot and cold."""
 
 import argparse
 import pathlib
@@ -6,6 +7,7 @@ import sys
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.errors import OffsetOutOfRangeError
 
 from harness import Broker, check, check_equal, run_checks, say
 
@@ -87,6 +89,28 @@ def check_places(bootstrap, acked):
     consumer.close()
 
 
+def check_deletion(bootstrap, admin, acked):
+    """Deletes the older half of each partition, then the rest of the last one."""
+    partitions = [TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
+    ends = {partition: 1 + max(o for (n, o) in acked if n == partition.partition) for partition in partitions}
+    wanted = {partition: end // 2 for partition, end in ends.items()}
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap)
+    for starts, targets in ((wanted, wanted), (wanted | {partitions[-1]: ends[partitions[-1]]}, {partitions[-1]: -1})):
+        answer = admin.delete_records(targets)
+        low = {partition: row["low_watermark"] for partition, row in answer.items()}
+        check_equal(low, {partition: starts[partition] for partition in targets}, "low watermarks")
+        check_equal(consumer.beginning_offsets(partitions), starts, "beginning offsets")
+        check_equal(consumer.end_offsets(partitions), ends, "end offsets after deletion")
+        kept = {place: message for place, message in acked.items() if place[1] >= starts[TopicPartition(TOPIC, place[0])]}
+        check_equal(consume(bootstrap, len(kept)), kept, "messages left")
+    consumer.close()
+    try:
+        admin.delete_records({partitions[0]: ends[partitions[0]] + 1})
+    except OffsetOutOfRangeError:
+        return
+    check(False, "records beyond the end were deleted")
+
+
 def checks(broker):
     admin = KafkaAdminClient(bootstrap_servers=broker.kafka)
     admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
@@ -99,6 +123,8 @@ def checks(broker):
         say(f"  {state}: {len(acked)} messages")
         broker.archive(TOPIC)
     check("kafka-python" in {group["group_id"] for group in admin.list_groups()}, "the group is not listed")
+    check_deletion(broker.kafka, admin, acked)
+    say("  records deleted")
     admin.delete_topics([TOPIC])
     admin.close()
 

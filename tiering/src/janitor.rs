@@ -5,49 +5,61 @@
 //! | what the manifest lists as retired: objects of expired or merged files, replaced parts | `tiering.retired_min_age` after the commit that dropped them |
 //! | old manifest versions | all but the newest [`MANIFEST_VERSIONS_KEPT`], oldest first |
 //! | old epoch claims | all but the newest [`EPOCHS_KEPT`] |
-//! | orphans: named like our objects, in a live partition's folders, not named by its newest manifest | when older than `tiering.orphan_min_age` by the store's own date |
-//! | everything of a deleted topic | once it is marked with a tombstone; the tombstone goes last |
+//! | orphans: named like our objects, in a live partition's folders, not named by its newest manifest (`janitor/sweep.rs`) | when older than `tiering.orphan_min_age` by the store's own date |
+//! | staging files that a crash left in a local folder | the same |
+//! | everything of a deleted topic (`janitor/removal.rs`) | once it is noted as deleted, or marked with a tombstone; the tombstone goes last |
 //!
 //! # Invariants
-//! 1. Orphans are listed first and the manifest is loaded from the store afterwards, both while the partition's
-//!    commits are locked out: an object that the listing shows and no manifest names is not about to be named by this
-//!    broker. `orphan_min_age` keeps clear of the uploads of another one.
+//! 1. An orphan is deleted while the partition's commits are locked out, after the newest manifest was loaded from the
+//!    store under that lock, and only if it was listed before: it is then not about to be named by this broker.
+//!    `orphan_min_age` keeps clear of the uploads of another one.
 //! 2. A manifest of a higher epoch than ours means that we were replaced: nothing of that partition is deleted.
 //! 3. Objects whose names this program would not give are left alone.
+//! 4. Every step is bounded: files dropped by one commit ([`EXPIRED_FILES_PER_COMMIT`](crate::manifest::EXPIRED_FILES_PER_COMMIT)), objects retired at a time
+//!    ([`RETIRED_MAX`](crate::manifest::RETIRED_MAX)), objects deleted in one go ([`DELETES_PER_ROUND`]). What is left is for the next round.
 //!
 //! # Crashes
 //!
 //! | died here | then |
 //! |---|---|
 //! | files dropped from the manifest, objects not deleted | they are listed as retired, and deleted when it is time |
+//! | some of the files below the log start dropped | the next round drops more; readers cut at the log start anyway |
 //! | retired objects deleted, the manifest still lists them | deleted again, which is no error, then released |
-//! | topic deleted, tombstone not yet written | its objects stay behind: nothing in the bucket says that they may go |
-//! | tombstone written | deletion goes on with the next sweep, by any broker whose catalogue lacks the topic |
+//! | topic deleted, nothing done here yet | the deletion is noted in the metadata; taken up at the next start |
+//! | tombstone written, objects deleted or not | deletion goes on, by the note, or by any broker whose catalogue lacks the topic |
+//! | everything deleted, note not taken back | nothing is found, and the note is taken back |
 //!
-//! # Thin for now
-//! Folders of topics that are neither in the catalogue nor marked are never touched, for they may belong to another
-//! broker. Staging files of the local file system and incomplete multipart uploads are not visible to listings and
-//! are not collected.
+//! # Left alone
+//! Folders of topics that are neither in the catalogue, nor noted, nor marked are never touched, for they may belong to
+//! another broker. Parts of unfinished multipart uploads are in no listing that the library offers: a bucket needs a
+//! lifecycle rule that aborts incomplete multipart uploads after a day or so. An upload that was given up and that the
+//! store completes only after its topic was removed stays behind in the folder of that topic.
+
+mod removal;
+mod sweep;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
 use thermocline_config::TieringConfig;
 use thermocline_ingest::clock::Clock;
-use thermocline_ingest::model::{Offset, TopicId, TopicName};
+use thermocline_ingest::model::{Offset, Timestamp};
 
-use crate::manifest::{Change, CommitOutcome, ManifestError, ManifestHead, ManifestStore, ObjectRef};
+use crate::manifest::{Change, CommitOutcome, ManifestError, ManifestHead, ManifestStore};
 use crate::metrics::TieringMetrics;
-use crate::paths::{self, ObjectKind, PartitionPath};
+use crate::paths::{self, PartitionPath};
 use crate::store::{ColdStore, StoreError};
+pub use removal::Removal;
+pub use sweep::{Seen, Sweep};
 
 /// Manifest versions of a partition that stay, the newest included.
 pub const MANIFEST_VERSIONS_KEPT: usize = 8;
 /// Epoch claims that stay, ours included: the newest tells who has the store, the others are for people.
 pub const EPOCHS_KEPT: usize = 8;
+/// Objects of one partition or topic deleted before others have their turn.
+pub const DELETES_PER_ROUND: usize = 1024;
 /// Deletes under way at once.
 const DELETES_IN_FLIGHT: usize = 8;
 
@@ -67,6 +79,16 @@ pub struct JanitorAges {
     pub orphan_ms: i64,
     /// an object that a manifest has dropped, since it did
     pub retired_ms: i64,
+}
+
+impl JanitorError {
+    /// Whether the store is at fault, and not what it holds: others will fail like this one.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(source) | Self::Manifest(ManifestError::Store { source, .. }) => source.is_transient(),
+            Self::Manifest(_) => false,
+        }
+    }
 }
 
 impl From<&TieringConfig> for JanitorAges {
@@ -96,20 +118,23 @@ impl Janitor {
         Self { store, manifests, clock, metrics, ages }
     }
 
-    /// Drops data files that end below `log_start` from the manifest, as many as one commit may; their objects are
-    /// retired by that. `publish` is called after the commit.
+    /// Drops data files that end below `log_start` from the manifest, oldest first; their objects are retired by that.
+    /// Drops fewer where that would retire too many at a time. `publish` is called after each commit.
     pub async fn expire(
         &self,
         head: &mut ManifestHead,
         log_start: Offset,
         publish: &(dyn Fn(&ManifestHead) + Send + Sync),
     ) -> Result<(), JanitorError> {
-        let below = head.manifest().files.partition_point(|file| file.last_offset < log_start);
-        let expired = below.min(head.droppable_files());
-        if expired > 0 && self.commit(head, Change::RaiseLogStart(log_start), publish).await? {
+        loop {
+            let below = head.manifest().files.partition_point(|file| file.last_offset < log_start);
+            // What one commit drops of it.
+            let expired = below.min(head.droppable_files());
+            if expired == 0 || !self.commit(head, Change::RaiseLogStart(log_start), publish).await? {
+                return Ok(());
+            }
             self.metrics.expired_files.inc_by(expired as u64);
         }
-        Ok(())
     }
 
     /// Deletes what was retired long enough ago, then takes it off the manifest's list.
@@ -118,8 +143,7 @@ impl Janitor {
         head: &mut ManifestHead,
         publish: &(dyn Fn(&ManifestHead) + Send + Sync),
     ) -> Result<(), JanitorError> {
-        let now = self.clock.now();
-        let due = head.retired().iter().filter(|old| now.0.saturating_sub(old.at.0) >= self.ages.retired_ms);
+        let due = head.retired().iter().filter(|old| self.is_due(old.at)).take(DELETES_PER_ROUND);
         let keys: HashSet<String> = due.map(|old| old.object.key.clone()).collect();
         if keys.is_empty() {
             return Ok(());
@@ -127,6 +151,11 @@ impl Janitor {
         self.delete_all(keys.iter().map(|key| ObjectPath::from(key.as_str())).collect()).await?;
         self.commit(head, Change::Release(keys), publish).await?;
         Ok(())
+    }
+
+    /// Whether what was retired at `at` may be deleted now.
+    pub fn is_due(&self, at: Timestamp) -> bool {
+        self.clock.now().0.saturating_sub(at.0) >= self.ages.retired_ms
     }
 
     /// Whether the change was made; otherwise `head` is the newer manifest, and the next round decides again.
@@ -153,7 +182,7 @@ impl Janitor {
         }
         let mut versions = self.manifests.versions(path).await?;
         versions.retain(|(version, _)| *version < newest);
-        versions.truncate((versions.len() + 1).saturating_sub(MANIFEST_VERSIONS_KEPT));
+        versions.truncate((versions.len() + 1).saturating_sub(MANIFEST_VERSIONS_KEPT).min(DELETES_PER_ROUND));
         // Oldest first, one at a time: whoever looks for the newest version relies on it.
         for (_, meta) in versions {
             self.store.delete(&meta.location).await?;
@@ -169,65 +198,6 @@ impl Janitor {
         claims.sort_unstable();
         claims.truncate(claims.len().saturating_sub(EPOCHS_KEPT));
         Ok(self.delete_all(claims.into_iter().map(paths::epoch).collect()).await?)
-    }
-
-    /// Deletes objects that no manifest names and that are old enough. The caller holds the partition's commits.
-    pub async fn collect_orphans(&self, path: &PartitionPath) -> Result<(), JanitorError> {
-        let mut listed = Vec::new();
-        for kind in ObjectKind::ALL {
-            listed.extend(self.store.list_folder(&path.folder(kind)).await?.0);
-        }
-        let newest = self.manifests.load(path).await?;
-        if newest.manifest().epoch > self.manifests.epoch() {
-            return Ok(());
-        }
-        let named: HashSet<ObjectPath> = newest.objects().map(ObjectRef::path).collect();
-        let is_orphan = |meta: &ObjectMeta| {
-            let age_ms = self.clock.now().0.saturating_sub(meta.last_modified.timestamp_millis());
-            !named.contains(&meta.location)
-                && path.parse_object(&meta.location).is_some()
-                && age_ms >= self.ages.orphan_ms
-        };
-        let (mut orphans, mut bytes) = (Vec::new(), 0);
-        for meta in listed.into_iter().filter(is_orphan) {
-            bytes += meta.size;
-            orphans.push(meta.location);
-        }
-        if !orphans.is_empty() {
-            tracing::info!(partition = %path.root(), objects = orphans.len(), bytes, "collecting orphans");
-            self.delete_all(orphans).await?;
-            self.metrics.orphan_bytes.inc_by(bytes);
-        }
-        Ok(())
-    }
-
-    /// Marks a topic as deleted, then deletes what it has in the store. The caller has stopped its archive jobs.
-    pub async fn remove_topic(&self, topic: &TopicName, id: TopicId) -> Result<(), JanitorError> {
-        if self.store.list(&paths::topic_root(topic, id)).await?.is_empty() {
-            return Ok(());
-        }
-        let mark = format!("{{\"format_version\":1,\"deleted_at_ms\":{}}}\n", self.clock.now());
-        self.store.create(&paths::tombstone(topic, id), mark.into()).await?;
-        self.finish_removal(topic, id).await
-    }
-
-    /// Goes on with deletions that were cut off. `is_live` says which topics exist.
-    pub async fn finish_removals(&self, is_live: impl Fn(TopicId) -> bool) -> Result<(), JanitorError> {
-        let (_, folders) = self.store.list_folder(&paths::topics_root()).await?;
-        for (topic, id) in folders.iter().filter_map(paths::parse_topic_root) {
-            if !is_live(id) && self.store.size_bytes(&paths::tombstone(&topic, id)).await?.is_some() {
-                self.finish_removal(&topic, id).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn finish_removal(&self, topic: &TopicName, id: TopicId) -> Result<(), JanitorError> {
-        let tombstone = paths::tombstone(topic, id);
-        let objects = self.store.list(&paths::topic_root(topic, id)).await?;
-        let keys = objects.into_iter().map(|meta| meta.location).filter(|key| *key != tombstone).collect();
-        self.delete_all(keys).await?;
-        Ok(self.store.delete(&tombstone).await?)
     }
 
     async fn delete_all(&self, keys: Vec<ObjectPath>) -> Result<(), StoreError> {

@@ -1,7 +1,9 @@
 //! Metrics of this crate: names are constants, units last.
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 pub const ARCHIVED_SEGMENTS: &str = "thermocline_archived_segments_total";
 pub const ARCHIVED_RECORDS: &str = "thermocline_archived_records_total";
@@ -16,7 +18,11 @@ pub const FENCED: &str = "thermocline_manifest_fenced";
 pub const STAGE_SECONDS: &str = "thermocline_archive_stage_seconds";
 pub const EXPIRED_FILES: &str = "thermocline_expired_files_total";
 pub const DELETED_OBJECTS: &str = "thermocline_deleted_objects_total";
-pub const ORPHAN_BYTES: &str = "thermocline_orphan_bytes_total";
+pub const REMOVALS_PENDING: &str = "thermocline_topic_removals_pending";
+pub const ORPHAN_OBJECTS: &str = "thermocline_orphan_objects";
+pub const ORPHAN_BYTES: &str = "thermocline_orphan_bytes";
+pub const COLLECTED_ORPHAN_OBJECTS: &str = "thermocline_collected_orphan_objects_total";
+pub const COLLECTED_ORPHAN_BYTES: &str = "thermocline_collected_orphan_bytes_total";
 pub const STORE_REQUESTS: &str = "thermocline_store_requests_total";
 pub const STORE_RETRIES: &str = "thermocline_store_retries_total";
 pub const STORE_FAILURES: &str = "thermocline_store_failures_total";
@@ -27,6 +33,8 @@ pub const STORE_STORED_BYTES: &str = "thermocline_store_stored_bytes_total";
 const STAGE: &str = "stage";
 /// Label of the counters of the store.
 const OPERATION: &str = "operation";
+/// Label of the gauges of orphans.
+const AGE: &str = "age";
 /// 5 ms to about 80 s: a stage works on up to a data file.
 const STAGE_BUCKETS: (f64, f64, usize) = (0.005, 2.0, 15);
 
@@ -47,7 +55,13 @@ pub struct TieringMetrics {
     pub fenced: IntGauge,
     pub expired_files: IntCounter,
     pub deleted_objects: IntCounter,
-    pub orphan_bytes: IntCounter,
+    /// Deleted topics that still have something in the store.
+    pub removals_pending: IntGauge,
+    /// What the last sweep saw, by whether it is old enough to be collected.
+    pub orphan_objects: IntGaugeVec,
+    pub orphan_bytes: IntGaugeVec,
+    pub collected_orphan_objects: IntCounter,
+    pub collected_orphan_bytes: IntCounter,
     pub store_requests: IntCounterVec,
     pub store_retries: IntCounterVec,
     pub store_failures: IntCounterVec,
@@ -61,6 +75,7 @@ impl TieringMetrics {
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let by_operation =
             |name: &str, help: &str| registered(registry, IntCounterVec::new(Opts::new(name, help), &[OPERATION])?);
+        let by_age = |name: &str, help: &str| registered(registry, IntGaugeVec::new(Opts::new(name, help), &[AGE])?);
         let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
         let (first, factor, count) = STAGE_BUCKETS;
         let stages = HistogramOpts::new(STAGE_SECONDS, "duration of one stage of archiving one data file")
@@ -81,7 +96,17 @@ impl TieringMetrics {
             fenced: registered(registry, IntGauge::new(FENCED, "1 once a broker with a higher epoch took over")?)?,
             expired_files: counter(EXPIRED_FILES, "data files dropped by retention")?,
             deleted_objects: counter(DELETED_OBJECTS, "objects deleted from the store")?,
-            orphan_bytes: counter(ORPHAN_BYTES, "bytes of unreferenced objects that were collected")?,
+            removals_pending: registered(
+                registry,
+                IntGauge::new(REMOVALS_PENDING, "deleted topics that may still have objects in the store")?,
+            )?,
+            orphan_objects: by_age(ORPHAN_OBJECTS, "unreferenced objects that the last sweep of the store saw")?,
+            orphan_bytes: by_age(ORPHAN_BYTES, "bytes of unreferenced objects that the last sweep of the store saw")?,
+            collected_orphan_objects: counter(COLLECTED_ORPHAN_OBJECTS, "unreferenced objects that were collected")?,
+            collected_orphan_bytes: counter(
+                COLLECTED_ORPHAN_BYTES,
+                "bytes of unreferenced objects that were collected",
+            )?,
             store_requests: by_operation(STORE_REQUESTS, "requests sent to the store, retries included")?,
             store_retries: by_operation(STORE_RETRIES, "requests sent again after a transient failure")?,
             store_failures: by_operation(STORE_FAILURES, "requests given up")?,

@@ -335,7 +335,8 @@ fn hot_records(partition: &Partition, offsets: &[Offset]) -> Result<HotRecords, 
                     let Ok(batch) = batch else { continue };
                     let Ok(header) = BatchHeader::read(&batch) else { continue };
                     let pick = |record: Record<'_>| -> Result<(), BatchError> {
-                        let slot = offsets.binary_search(&record.offset).ok();
+                        // A batch may begin below the log start; what lies there was deleted.
+                        let slot = offsets.binary_search(&record.offset).ok().filter(|slot| *slot >= at);
                         if let Some(slot) = slot.and_then(|at| found.records.get_mut(at)) {
                             *slot = Some(OwnedRecord::from(&record));
                         }

@@ -16,7 +16,8 @@
 //! incomplete multipart uploads.
 //!
 //! **Durability.** When a write returns, the object survives a power loss. Cloud stores promise that themselves; for
-//! the local file system see `store/local.rs`.
+//! the local file system see `store/local.rs`. What a crash leaves of a local write is [`ColdStore::delete_staging`]'s
+//! to clear away.
 
 mod local;
 mod url;
@@ -29,16 +30,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use rand::Rng;
 use thermocline_config::StoreConfig;
+use thermocline_ingest::model::Timestamp;
 use tokio::sync::Semaphore;
 
 use crate::metrics::TieringMetrics;
-pub use local::DurableFileSystem;
+pub use local::{DurableFileSystem, Staging};
 
 /// Objects of at least this size are written and read in parts.
 pub const MULTIPART_MIN_BYTES: usize = 32 << 20;
@@ -113,6 +116,8 @@ struct Shared {
     inner: Arc<dyn ObjectStore>,
     /// Where the store can take an object in parts.
     parts: Option<Arc<dyn MultipartStore>>,
+    /// Where the store is a local folder.
+    folder: Option<DurableFileSystem>,
     url: String,
     request_timeout: Duration,
     max_retries: usize,
@@ -135,27 +140,22 @@ impl ColdStore {
             attempts: 1,
             source,
         })?;
-        Ok(Self::build(located.store, located.parts, located.url, config))
+        Ok(Self::build(located, config))
     }
 
     /// Any object_store implementation (tests, fault injection). Its own word on durability is taken: for a folder
     /// that must survive a power loss wrap [`DurableFileSystem`], not `LocalFileSystem`.
     pub fn new(inner: Arc<dyn ObjectStore>, config: &StoreConfig) -> Self {
-        let url = config.url.clone();
-        Self::build(inner, None, url, config)
+        Self::build(url::Located { store: inner, parts: None, folder: None, url: config.url.clone() }, config)
     }
 
-    fn build(
-        inner: Arc<dyn ObjectStore>,
-        parts: Option<Arc<dyn MultipartStore>>,
-        url: String,
-        config: &StoreConfig,
-    ) -> Self {
+    fn build(located: url::Located, config: &StoreConfig) -> Self {
         Self {
             shared: Arc::new(Shared {
-                inner,
-                parts,
-                url,
+                inner: located.store,
+                parts: located.parts,
+                folder: located.folder,
+                url: located.url,
                 request_timeout: config.request_timeout.as_duration(),
                 max_retries: config.max_retries,
                 permits: Semaphore::new(config.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS)),
@@ -272,15 +272,24 @@ impl ColdStore {
         }
     }
 
-    /// Everything below `prefix`, at any depth, in key order.
-    pub async fn list(&self, prefix: &ObjectPath) -> Result<Vec<ObjectMeta>, StoreError> {
-        let mut objects = self
-            .request("list", prefix, || async {
-                Ok(self.shared.inner.list(Some(prefix)).try_collect::<Vec<_>>().await?)
-            })
-            .await?;
-        objects.sort_unstable_by(|a, b| a.location.cmp(&b.location));
-        Ok(objects)
+    /// Everything below `prefix`, at any depth, in the store's own order and page by page: for what may be too much to
+    /// hold. The first page is asked for like any request; a failure later ends the stream, and the caller starts over.
+    pub fn list_stream(&self, prefix: &ObjectPath) -> BoxStream<'static, Result<ObjectMeta, StoreError>> {
+        let (store, prefix) = (self.clone(), prefix.clone());
+        let begun = async move {
+            let begin = || async {
+                let mut listing = store.shared.inner.list(Some(&prefix));
+                Ok((listing.try_next().await?, listing))
+            };
+            let (first, listing) = store.request("list", &prefix, begin).await?;
+            let rest = futures::stream::try_unfold((store, prefix, listing), async |(store, prefix, mut listing)| {
+                let next = store.within_limits(listing.try_next()).await.and_then(|next| Ok(next?));
+                let next = next.map_err(|source| store.given_up("list", &prefix, 1, source))?;
+                Ok(next.map(|meta| (meta, (store, prefix, listing))))
+            });
+            Ok::<_, StoreError>(futures::stream::iter(first.map(Ok)).chain(rest))
+        };
+        futures::stream::once(begun).try_flatten().boxed()
     }
 
     /// The objects directly in `folder` and the folders directly in it, both in key order.
@@ -303,6 +312,25 @@ impl ColdStore {
                 Ok(())
             }
         }
+    }
+
+    /// Only `janitor` calls this. Deletes what writes to a local folder left unfinished below `prefix` before `before`,
+    /// and with `empty_folders` also the folders that hold nothing; other stores keep no such things in sight.
+    pub async fn delete_staging(
+        &self,
+        prefix: &ObjectPath,
+        before: Timestamp,
+        empty_folders: bool,
+    ) -> Result<Staging, StoreError> {
+        let Some(folder) = &self.shared.folder else { return Ok(Staging::default()) };
+        let deleted = self.request("delete_staging", prefix, || async {
+            let (folder, prefix) = (folder.clone(), prefix.clone());
+            let deleting = move || folder.delete_staging(&prefix, before, empty_folders);
+            Ok(tokio::task::spawn_blocking(deleting).await.map_err(object_store::Error::from)??)
+        });
+        let deleted = deleted.await?;
+        self.count(|metrics| metrics.deleted_objects.inc_by(deleted.files));
+        Ok(deleted)
     }
 
     async fn put_parts(&self, store: &dyn MultipartStore, key: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
@@ -347,34 +375,35 @@ impl ColdStore {
         F: FnMut() -> R,
         R: Future<Output = Result<T, StoreFailure>>,
     {
-        let timeout = self.shared.request_timeout;
         let mut attempts = 0;
         loop {
             attempts += 1;
             self.count(|metrics| metrics.store_requests.with_label_values(&[op]).inc());
-            let outcome = match self.shared.permits.acquire().await {
-                Ok(_permit) => match tokio::time::timeout(timeout, attempt()).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(StoreFailure::Timeout(timeout)),
-                },
-                Err(_) => Err(StoreFailure::Closed),
-            };
-            match outcome {
+            match self.within_limits(attempt()).await.flatten() {
                 Ok(value) => return Ok(value),
                 Err(failure) if failure.is_transient() && attempts <= self.shared.max_retries => {
                     self.count(|metrics| metrics.store_retries.with_label_values(&[op]).inc());
                     tokio::time::sleep(retry_wait(attempts)).await;
                 }
-                Err(source) => {
-                    let error = StoreError { op, key: key.to_string(), attempts, source };
-                    // "Not there" is an answer: asking for the next manifest version expects it.
-                    if !error.is_not_found() {
-                        self.count(|metrics| metrics.store_failures.with_label_values(&[op]).inc());
-                    }
-                    return Err(error);
-                }
+                Err(source) => return Err(self.given_up(op, key, attempts, source)),
             }
         }
+    }
+
+    /// One attempt: with a permit, and within the time.
+    async fn within_limits<T>(&self, attempt: impl Future<Output = T>) -> Result<T, StoreFailure> {
+        let timeout = self.shared.request_timeout;
+        let _permit = self.shared.permits.acquire().await.map_err(|_| StoreFailure::Closed)?;
+        tokio::time::timeout(timeout, attempt).await.map_err(|_| StoreFailure::Timeout(timeout))
+    }
+
+    fn given_up(&self, op: &'static str, key: &ObjectPath, attempts: usize, source: StoreFailure) -> StoreError {
+        let error = StoreError { op, key: key.to_string(), attempts, source };
+        // "Not there" is an answer: asking for the next manifest version expects it.
+        if !error.is_not_found() {
+            self.count(|metrics| metrics.store_failures.with_label_values(&[op]).inc());
+        }
+        error
     }
 
     fn count(&self, change: impl FnOnce(&TieringMetrics)) {

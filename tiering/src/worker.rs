@@ -94,6 +94,16 @@ pub enum TieringError {
         #[source]
         source: JanitorError,
     },
+    #[error("removing the deleted topic {topic} from the store")]
+    Removal {
+        topic: TopicName,
+        #[source]
+        source: JanitorError,
+    },
+    #[error("reading or changing the catalogue of topics")]
+    Topics(#[from] TopicError),
+    #[error("reading or changing the catalogue of topics was cut off")]
+    Stopped(#[source] tokio::task::JoinError),
     #[error("the work on {partition} was cut off")]
     Aborted { partition: TopicPartition },
 }

@@ -7,6 +7,7 @@
 pub mod api_versions;
 pub mod cluster;
 pub mod configs;
+pub mod delete_records;
 pub mod fetch;
 pub mod groups;
 pub mod leader_epoch;
@@ -100,6 +101,7 @@ pub(crate) async fn dispatch(
         ApiKey::ApiVersions => answer!(api_versions::api_versions),
         ApiKey::CreateTopics => answer!(topics::create_topics),
         ApiKey::DeleteTopics => answer!(topics::delete_topics),
+        ApiKey::DeleteRecords => answer!(delete_records::delete_records),
         ApiKey::InitProducerId => {
             let response = producer_id::init_producer_id(services, &shared.producer_ids, request.decode()?).await;
             reply(&request, &response)

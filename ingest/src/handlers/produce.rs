@@ -13,7 +13,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::ProduceRequest;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, ProduceResponse, TopicProduceResponse};
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{RequestContext, blocking, code, find_partition, text};
 use crate::log::{AppendError, Appended, Partition};
@@ -83,7 +83,11 @@ pub async fn produce(services: &Arc<Services>, context: &RequestContext, request
             }
             Err(failure) => {
                 let partition = append.log.topic_partition();
-                warn!(%partition, client_id = context.client_id, %failure, "batch refused");
+                match &failure {
+                    // Said once, when the reserve was reached; producers try again and again.
+                    AppendError::DiskReserve { .. } => debug!(%partition, client_id = context.client_id, %failure),
+                    _ => warn!(%partition, client_id = context.client_id, %failure, "batch refused"),
+                }
                 refuse(row, &failure);
             }
         }

@@ -48,6 +48,7 @@ fn every_default_response_is_encodable() {
                 ApiKey::ApiVersions => round_trip(version, &ApiVersionsResponse::default()),
                 ApiKey::CreateTopics => round_trip(version, &CreateTopicsResponse::default()),
                 ApiKey::DeleteTopics => round_trip(version, &DeleteTopicsResponse::default()),
+                ApiKey::DeleteRecords => round_trip(version, &DeleteRecordsResponse::default()),
                 ApiKey::InitProducerId => round_trip(version, &InitProducerIdResponse::default()),
                 ApiKey::OffsetForLeaderEpoch => round_trip(version, &OffsetForLeaderEpochResponse::default()),
                 ApiKey::DescribeConfigs => round_trip(version, &DescribeConfigsResponse::default()),
@@ -77,6 +78,7 @@ fn leader_epochs_are_held_against_ours() {
 #[test]
 fn every_row_of_ours_is_encodable() {
     use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
+    use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult};
     use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
     use kafka_protocol::messages::describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult};
     use kafka_protocol::messages::offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult};
@@ -112,6 +114,11 @@ fn every_row_of_ours_is_encodable() {
             .with_error_code(error)
             .with_error_message(Some(text("no")));
         round_trip(version, &DeleteTopicsResponse::default().with_responses(vec![row]));
+    }
+    for version in versions_of(ApiKey::DeleteRecords) {
+        let row = DeleteRecordsPartitionResult::default().with_low_watermark(-1).with_error_code(error);
+        let topic = DeleteRecordsTopicResult::default().with_name(TopicName(text("a"))).with_partitions(vec![row]);
+        round_trip(version, &DeleteRecordsResponse::default().with_topics(vec![topic]));
     }
     for version in versions_of(ApiKey::DescribeConfigs) {
         let row = DescribeConfigsResourceResult::default()

@@ -74,7 +74,7 @@ pub async fn create_topics(
 fn wanted(asked: &CreatableTopic, version: i16, broker: &BrokerConfig) -> Result<Wanted, Refusal> {
     let name = TopicName::new(asked.name.as_str())
         .map_err(|error| (ResponseError::InvalidTopicException, error.to_string()))?;
-    if name.as_str().starts_with("__") {
+    if name.is_internal() {
         let message = "names that begin with two underscores are the broker's own";
         return Err(refusal(ResponseError::InvalidTopicException, message));
     }

@@ -131,7 +131,7 @@ impl Partition {
         let config = self.config();
         let now = self.env.clock.now();
         let mut header = validate_batch(batch, &rules(&config), now)?;
-        if self.env.disk.is_low() {
+        if self.env.disk.is_low() && !self.topic_partition.topic.is_internal() {
             let reserve_bytes = self.env.disk.reserve_bytes();
             return Err(AppendError::DiskReserve { partition: self.topic_partition.clone(), reserve_bytes });
         }

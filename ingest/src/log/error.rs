@@ -44,9 +44,10 @@ pub enum AppendError {
     /// OUT_OF_ORDER_SEQUENCE_NUMBER
     #[error("producer {producer_id} of {partition} sent sequence {found}, {expected} is next")]
     OutOfOrderSequence { partition: TopicPartition, producer_id: i64, found: i32, expected: i32 },
-    /// KAFKA_STORAGE_ERROR, retriable: goes away by itself when there is space.
+    /// KAFKA_STORAGE_ERROR, which clients retry until `delivery.timeout.ms`: goes away by itself when there is space. A
+    /// code that they do not retry would have them drop the batch at once.
     #[error(
-        "append to {partition} refused: less than log.disk_reserve ({reserve_bytes} bytes) of disk is free; add space or shorten retention"
+        "append to {partition} refused: less than log.disk_reserve ({reserve_bytes} bytes) of disk is free; add space, shorten retention, or see why the archive is behind"
     )]
     DiskReserve { partition: TopicPartition, reserve_bytes: u64 },
     /// KAFKA_STORAGE_ERROR, retriable: this append failed and left no trace.

@@ -11,11 +11,12 @@ use parking_lot::{Mutex, RwLock};
 use thermocline_config::{LogConfig, TopicConfig};
 use uuid::Uuid;
 
-use super::disk::DiskWatch;
+use super::disk::{DiskWatch, FreeSpace, free_space_of};
 use super::error::{IoContext, LogError};
 use super::flusher::{FlushQueue, Flusher};
 use super::partition::{LogEnv, Partition};
 use super::recovery::{Recovery, recover};
+use super::retention::early;
 use super::segment::{remove_if_there, sync_dir};
 use crate::clock::Clock;
 use crate::metrics::IngestMetrics;
@@ -56,6 +57,18 @@ impl HotLog {
         clock: Arc<dyn Clock>,
         metrics: Arc<IngestMetrics>,
     ) -> Result<Arc<Self>, LogError> {
+        let free_space = free_space_of(dir.clone());
+        Self::open_on(dir, config, clock, metrics, free_space)
+    }
+
+    /// Like [`Self::open`], with another word on how much space is free.
+    pub fn open_on(
+        dir: PathBuf,
+        config: LogConfig,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<IngestMetrics>,
+        free_space: FreeSpace,
+    ) -> Result<Arc<Self>, LogError> {
         fs::create_dir_all(&dir).on("create", &dir)?;
         let lock = lock_dir(&dir)?;
         remove_leftovers(&dir)?;
@@ -65,7 +78,7 @@ impl HotLog {
         remove_if_there(&marker)?;
         sync_dir(&dir)?;
 
-        let disk = Arc::new(DiskWatch::new(dir.clone(), config.disk_reserve.as_u64()));
+        let disk = Arc::new(DiskWatch::new(config.disk_reserve.as_u64(), free_space, metrics.clone()));
         disk.refresh();
         let flush_queue = Arc::new(FlushQueue::default());
         let flusher =
@@ -134,7 +147,7 @@ impl HotLog {
     }
 
     /// Seals segments that are old enough, drops local copies that local retention and the archive allow, expires
-    /// producers, looks at the free space. Blocking.
+    /// producers, looks at the free space and makes room where it is tight. Blocking.
     pub fn maintain(&self) {
         self.env.disk.refresh();
         let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
@@ -147,6 +160,39 @@ impl HotLog {
                     tracing::warn!(partition = %partition.topic_partition(), error, "maintenance failed; it will be tried again");
                 }
             }
+        }
+        self.make_room();
+    }
+
+    /// Resolves when free space is tight, and again and again while it stays so: time for [`Self::make_room`].
+    pub async fn disk_is_tight(&self) {
+        self.env.disk.tight().await;
+    }
+
+    /// While free space is tight, drops local copies of archived segments early, the oldest first. Blocking.
+    pub fn make_room(&self) {
+        let missing = self.env.disk.shortage_bytes();
+        if missing == 0 {
+            return;
+        }
+        let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
+        let archived: Vec<_> = partitions.iter().map(|partition| partition.archived()).collect();
+        let mut freed = 0;
+        for ((partition, segments), count) in partitions.iter().zip(&archived).zip(early(&archived, missing)) {
+            let Some(last) = count.checked_sub(1).and_then(|last| segments.get(last)) else { continue };
+            match partition.trim_local(last.end) {
+                Ok(bytes) => freed += bytes,
+                Err(LogError::Offline { .. } | LogError::Closed(_)) => {}
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(partition = %partition.topic_partition(), error, "making room failed; it will be tried again");
+                }
+            }
+        }
+        if freed > 0 {
+            self.env.metrics.trimmed_early_bytes.inc_by(freed);
+            tracing::info!(freed, missing, "dropped local copies of archived segments early");
+            self.env.disk.check();
         }
     }
 

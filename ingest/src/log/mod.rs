@@ -71,6 +71,7 @@ mod snapshot;
 mod tests;
 
 pub use append::Appended;
+pub use disk::{FreeSpace, free_space_of};
 pub use error::{AppendError, LogError};
 pub use hot_log::HotLog;
 pub use partition::Partition;

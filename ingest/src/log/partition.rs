@@ -217,6 +217,14 @@ impl Partition {
         Ok(())
     }
 
+    /// Sealed segments that the archive has, oldest first: [`Self::trim_local`] may drop them.
+    pub(super) fn archived(&self) -> Vec<Held> {
+        let (now, through) = (self.env.clock.now(), self.archived_through().min(self.high_watermark()));
+        let sealed = self.sealed();
+        let archived = sealed.iter().take_while(|segment| segment.end() <= through);
+        archived.map(|s| Held { end: s.end(), size_bytes: s.size_bytes(), age_ms: s.age_ms(now) }).collect()
+    }
+
     /// Takes the `count` oldest segments out of view, then deletes their files. The active one stays.
     fn drop_oldest(&self, count: usize) -> Result<u64, LogError> {
         if count == 0 {

@@ -1,5 +1,8 @@
 //! Which local segments may go. Pure: deciding is here, deleting is elsewhere.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use thermocline_config::TopicConfig;
 
 use crate::model::Offset;
@@ -48,6 +51,28 @@ pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &T
         }
     }
     sealed.len()
+}
+
+/// How many of each partition's archived segments should go before local retention says so, to free `missing` bytes: the
+/// oldest of all first, but within a partition only from its oldest end.
+pub fn early(archived: &[Vec<Held>], missing: u64) -> Vec<usize> {
+    let mut counts = vec![0; archived.len()];
+    let next = |partition: usize, count: usize| {
+        let segment = archived.get(partition).and_then(|segments| segments.get(count));
+        segment.map(|segment| (segment.age_ms, Reverse(partition)))
+    };
+    let mut oldest: BinaryHeap<_> = (0..archived.len()).filter_map(|partition| next(partition, 0)).collect();
+    let mut freed = 0_u64;
+    while freed < missing
+        && let Some((_, Reverse(partition))) = oldest.pop()
+    {
+        let Some(count) = counts.get_mut(partition) else { break };
+        let segment = archived.get(partition).and_then(|segments| segments.get(*count));
+        freed = freed.saturating_add(segment.map_or(0, |segment| segment.size_bytes));
+        *count += 1;
+        oldest.extend(next(partition, *count));
+    }
+    counts
 }
 
 #[cfg(test)]
@@ -99,6 +124,16 @@ mod tests {
     fn the_oldest_that_must_stay_holds_the_rest() {
         let config = TopicConfig { local_retention_ms: Some(50), ..topic_config() };
         assert_eq!(droppable(&held(&[300, 10, 300]), 500, horizon(1000), &config), 1);
+    }
+
+    #[test]
+    fn what_goes_early_is_the_oldest_of_all() {
+        let partitions = [held(&[300, 20]), held(&[200, 250, 10]), Vec::new()];
+        for (missing, counts) in [(0, [0, 0, 0]), (1, [1, 0, 0]), (100, [1, 0, 0]), (101, [1, 1, 0]), (300, [1, 2, 0])]
+        {
+            assert_eq!(early(&partitions, missing), counts, "{missing} bytes");
+        }
+        assert_eq!(early(&partitions, u64::MAX), [2, 3, 0], "all there is");
     }
 
     #[test]

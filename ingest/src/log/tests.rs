@@ -7,13 +7,14 @@ mod model;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::Registry;
 use tempfile::TempDir;
 use thermocline_config::{ByteSize, HumanDuration, LogConfig, SearchIndex, TopicConfig};
 
 use super::segment::{INDEX, LOG, TIMEINDEX, file_path};
-use super::{AppendError, Appended, HotLog, LogError, Partition};
+use super::{AppendError, Appended, FreeSpace, HotLog, LogError, Partition};
 use crate::clock::ManualClock;
 use crate::metrics::IngestMetrics;
 use crate::model::*;
@@ -55,6 +56,8 @@ struct Fixture {
     clock: Arc<ManualClock>,
     config: TopicConfig,
     disk_reserve: u64,
+    /// What the disk is said to have free.
+    disk_free: Arc<AtomicU64>,
     log_start: Offset,
 }
 
@@ -68,7 +71,8 @@ struct Run {
 impl Fixture {
     fn new(config: TopicConfig) -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp(1_000_000)));
-        Self { dir: tempfile::tempdir().unwrap(), clock, config, disk_reserve: 0, log_start: Offset::ZERO }
+        let disk_free = Arc::new(AtomicU64::new(0));
+        Self { dir: tempfile::tempdir().unwrap(), clock, config, disk_reserve: 0, disk_free, log_start: Offset::ZERO }
     }
 
     fn open_log(&self) -> Result<(Arc<HotLog>, Arc<IngestMetrics>), LogError> {
@@ -78,7 +82,9 @@ impl Fixture {
             ..LogConfig::default()
         };
         let metrics = Arc::new(IngestMetrics::new(&Registry::new()).unwrap());
-        Ok((HotLog::open(self.dir.path().to_owned(), config, self.clock.clone(), metrics.clone())?, metrics))
+        let (dir, clock, free) = (self.dir.path().to_owned(), self.clock.clone(), self.disk_free.clone());
+        let free_space: FreeSpace = Box::new(move || Ok(free.load(Ordering::Relaxed)));
+        Ok((HotLog::open_on(dir, config, clock, metrics.clone(), free_space)?, metrics))
     }
 
     fn try_open(&self) -> Result<Run, LogError> {

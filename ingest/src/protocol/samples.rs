@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::create_topics_request::{
     CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
 };
+use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic, ReplicaState};
@@ -82,6 +83,11 @@ pub fn request_body(key: ApiKey, version: i16) -> Bytes {
         }
         ApiKey::CreateTopics => create_topics(version),
         ApiKey::DeleteTopics => delete_topics(version),
+        ApiKey::DeleteRecords => {
+            let partition = DeleteRecordsPartition::default().with_partition_index(1).with_offset(-1);
+            let wanted = DeleteRecordsTopic::default().with_name(topic("orders")).with_partitions(vec![partition; 2]);
+            encoded(&DeleteRecordsRequest::default().with_topics(vec![wanted]).with_timeout_ms(5), version)
+        }
         ApiKey::InitProducerId => {
             let request = InitProducerIdRequest::default().with_transactional_id(Some(TransactionalId(text("tx"))));
             if version >= 3 {

@@ -154,6 +154,10 @@ const CREATE_TOPIC_CONFIG: &[Field] = &[all(Text), all(Text)];
 const DELETE_TOPICS: &[Field] = &[since(6, StructList(DELETE_TOPIC)), until(5, TextList), all(I32)];
 const DELETE_TOPIC: &[Field] = &[all(Text), all(UUID)];
 
+const DELETE_RECORDS: &[Field] = &[all(StructList(DELETE_RECORDS_TOPIC)), all(I32)];
+const DELETE_RECORDS_TOPIC: &[Field] = &[all(Text), all(StructList(DELETE_RECORDS_PARTITION))];
+const DELETE_RECORDS_PARTITION: &[Field] = &[all(I32), all(I64)];
+
 const INIT_PRODUCER_ID: &[Field] = &[all(Text), all(I32), since(3, I64), since(3, I16)];
 
 const LEADER_EPOCH: &[Field] = &[since(3, I32), all(StructList(LEADER_EPOCH_TOPIC))];
@@ -184,6 +188,7 @@ pub(super) fn body(key: ApiKey) -> Option<Body> {
         ApiKey::ApiVersions => (3, API_VERSIONS),
         ApiKey::CreateTopics => (5, CREATE_TOPICS),
         ApiKey::DeleteTopics => (4, DELETE_TOPICS),
+        ApiKey::DeleteRecords => (2, DELETE_RECORDS),
         ApiKey::InitProducerId => (2, INIT_PRODUCER_ID),
         ApiKey::OffsetForLeaderEpoch => (4, LEADER_EPOCH),
         ApiKey::DescribeConfigs => (4, DESCRIBE_CONFIGS),

@@ -26,7 +26,7 @@ const fn range(key: ApiKey, min: i16, max: i16) -> ApiRange {
 }
 
 /// Every API of this broker, in key order.
-pub const APIS: [ApiRange; 20] = [
+pub const APIS: [ApiRange; 21] = [
     ApiRange { key: ApiKey::Produce, min: 0, max: 11, served_min: 3 },
     range(ApiKey::Fetch, 4, 17),
     range(ApiKey::ListOffsets, 1, 10),
@@ -43,6 +43,7 @@ pub const APIS: [ApiRange; 20] = [
     range(ApiKey::ApiVersions, 0, 4),
     range(ApiKey::CreateTopics, 2, 7),
     range(ApiKey::DeleteTopics, 1, 6),
+    range(ApiKey::DeleteRecords, 0, 2),
     range(ApiKey::InitProducerId, 0, 5),
     range(ApiKey::OffsetForLeaderEpoch, 2, 4),
     range(ApiKey::DescribeConfigs, 1, 4),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what goes wrong here fails the test")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -62,7 +63,9 @@ pub struct Broker {
     address: std::net::SocketAddr,
     shutdown: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
-    _dir: tempfile::TempDir,
+    log: Arc<HotLog>,
+    free: Arc<AtomicU64>,
+    dir: tempfile::TempDir,
 }
 
 impl Broker {
@@ -71,14 +74,30 @@ impl Broker {
     }
 
     pub async fn start_with(adapt: impl FnOnce(&mut KafkaConfig)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_on(tempfile::tempdir().unwrap(), adapt, Arc::new(AtomicU64::new(u64::MAX))).await
+    }
+
+    /// On a disk with so many bytes free.
+    pub async fn start_with_free_space(bytes: Arc<AtomicU64>) -> Self {
+        Self::start_on(tempfile::tempdir().unwrap(), |_| {}, bytes).await
+    }
+
+    async fn start_on(dir: tempfile::TempDir, adapt: impl FnOnce(&mut KafkaConfig), free: Arc<AtomicU64>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = Arc::new(IngestMetrics::new(&prometheus::Registry::new()).unwrap());
         let metadata = Arc::new(MetadataStore::open(&dir.path().join("metadata.redb")).unwrap());
-        let log = HotLog::open(dir.path().join("log"), LogConfig::default(), clock.clone(), metrics.clone()).unwrap();
-        let topics = Arc::new(Topics::open(metadata.clone(), log, LogConfig::default()).unwrap());
+        let probe = free.clone();
+        let log = HotLog::open_on(
+            dir.path().join("log"),
+            LogConfig::default(),
+            clock.clone(),
+            metrics.clone(),
+            Box::new(move || Ok(probe.load(Ordering::Relaxed))),
+        );
+        let log = log.unwrap();
+        let topics = Arc::new(Topics::open(metadata.clone(), log.clone(), LogConfig::default()).unwrap());
         let groups = GroupCoordinator::open(GroupsConfig::default(), topics.clone(), clock.clone()).await.unwrap();
         let mut kafka = KafkaConfig::default();
         adapt(&mut kafka);
@@ -96,7 +115,7 @@ impl Broker {
         });
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(serve(listener, services, shutdown.clone()));
-        Self { address, shutdown, server, _dir: dir }
+        Self { address, shutdown, server, log, free, dir }
     }
 
     pub async fn connect(&self) -> Client {
@@ -107,6 +126,16 @@ impl Broker {
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.server.await.unwrap().unwrap();
+    }
+
+    /// Shuts the broker down and starts another on its data.
+    pub async fn restart(self) -> Self {
+        let Self { shutdown, server, log, free, dir, .. } = self;
+        shutdown.cancel();
+        server.await.unwrap().unwrap();
+        log.close().unwrap();
+        drop(log);
+        Self::start_on(dir, |_| {}, free).await
     }
 }
 

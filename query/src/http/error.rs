@@ -101,6 +101,9 @@ impl From<ReplayError> for ApiError {
             ReplayError::BelowLogStart { .. } | ReplayError::Read(ReadError::OutOfRange { .. }) => {
                 Self::new(StatusCode::BAD_REQUEST, "offset_out_of_range", error)
             }
+            ReplayError::Read(ReadError::Cold { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable", with_causes(&error))
+            }
             _ => Self::fault(&error),
         }
     }

@@ -3,9 +3,12 @@ use thermocline_ingest::clock::ManualClock;
 use thermocline_ingest::model::Timestamp;
 
 use super::*;
-use crate::manifest::Manifest;
+use crate::manifest::{DataFile, EXPIRED_FILES_PER_COMMIT, Manifest, ObjectRef, RETIRED_MAX};
+use crate::paths::{AttemptId, ObjectKind, RangeName};
 use crate::pipeline::{ArchiveJob, Archiver, Batches};
-use crate::testing::{FaultyStore, batches, metrics, path, some_records, stage_options, tiering_config};
+use crate::testing::{
+    Fault, FaultyStore, batches, metrics, path, some_records, stage_options, store_config, tiering_config,
+};
 
 const AGE_MS: i64 = 60_000;
 const RETIRED_MS: i64 = 1_000;
@@ -51,6 +54,22 @@ impl Setup {
         let key = path().folder(ObjectKind::Data).join(name);
         self.store.put(&key, "left behind".into()).await.unwrap();
         key
+    }
+
+    /// As the worker does it.
+    async fn sweep(&self) -> Seen {
+        let head = self.manifests.load(&path()).await.unwrap();
+        let mut seen = Seen::default();
+        let mut sweep = self.janitor.sweep(&path(), &head);
+        loop {
+            let suspects = sweep.suspects(&mut seen).await.unwrap();
+            if suspects.is_empty() {
+                break;
+            }
+            self.janitor.collect(&path(), suspects).await.unwrap();
+        }
+        self.janitor.collect_staging(&path(), &mut seen).await.unwrap();
+        seen
     }
 
     async fn exists(&self, key: &ObjectPath) -> bool {
@@ -115,10 +134,10 @@ async fn orphans_go_when_they_are_old_and_nothing_else_does() {
     let elsewhere = ObjectPath::from("topics/orders.00000000-0000-0000-0000-000000000008/0/data/x");
     setup.store.put(&elsewhere, "?".into()).await.unwrap();
     let before = setup.faulty.keys().await;
-    setup.janitor.collect_orphans(&path()).await.unwrap();
+    assert_eq!(setup.sweep().await, Seen { young_objects: 1, young_bytes: 11, ..Seen::default() });
     assert_eq!(setup.faulty.keys().await, before, "too young");
     setup.clock.advance_ms(AGE_MS + 10_000);
-    setup.janitor.collect_orphans(&path()).await.unwrap();
+    assert_eq!(setup.sweep().await, Seen { old_objects: 1, old_bytes: 11, ..Seen::default() });
     assert!(!setup.exists(&orphan).await);
     assert!(setup.exists(&stranger).await && setup.exists(&elsewhere).await);
     assert_eq!(setup.faulty.keys().await.len(), before.len() - 1);
@@ -135,7 +154,7 @@ async fn a_broker_that_was_replaced_deletes_nothing() {
     new.orphan(&orphan_name(1)).await;
     old.clock.advance_ms(AGE_MS + 10_000);
     let before = old.faulty.keys().await;
-    old.janitor.collect_orphans(&path()).await.unwrap();
+    old.sweep().await;
     old.janitor.trim_versions(&path()).await.unwrap();
     assert_eq!(old.faulty.keys().await, before);
 }
@@ -192,4 +211,177 @@ async fn deleted_topics_leave_nothing_even_if_interrupted() {
     setup.janitor.remove_topic(&topic, id).await.unwrap();
     assert!(setup.faulty.keys().await.is_empty(), "a topic that was never archived leaves no mark");
     assert!(setup.clock.now() > Timestamp(0));
+}
+
+/// A manifest of `count` files that nothing but the manifest has.
+async fn files(setup: &Setup, count: i64) -> ManifestHead {
+    let mut head = setup.manifests.load(&path()).await.unwrap();
+    for n in 0..count {
+        let (base, last) = (Offset(10 * n), Offset(10 * n + 9));
+        let object = |kind| {
+            let key = path().object(&RangeName { kind, base, last, attempt: AttemptId::fresh() });
+            ObjectRef { key: key.to_string(), size_bytes: 1, xxh3: "0".repeat(32) }
+        };
+        let file = DataFile {
+            base_offset: base,
+            last_offset: last,
+            rows: 10,
+            min_timestamp: Timestamp(n),
+            max_timestamp: Timestamp(n),
+            log_bytes: 100,
+            digest: "0".repeat(32),
+            data: object(ObjectKind::Data),
+            split: Some(object(ObjectKind::Split)),
+            raw: None,
+        };
+        match setup.manifests.commit(&head, Change::Append(Arc::new(file))).await.unwrap() {
+            CommitOutcome::Committed(next) => head = next,
+            CommitOutcome::Superseded(_) => panic!("nobody else commits"),
+        }
+    }
+    head
+}
+
+#[tokio::test]
+async fn expiry_goes_in_bounded_steps_until_it_is_done() {
+    let setup = setup();
+    let count = 2 * EXPIRED_FILES_PER_COMMIT as i64 + 10;
+    let mut head = files(&setup, count).await;
+    let log_start = Offset(10 * count - 5);
+    let versions = std::sync::Mutex::new(Vec::new());
+    let publish = |head: &ManifestHead| versions.lock().unwrap().push(head.manifest().files.len());
+    setup.janitor.expire(&mut head, log_start, &publish).await.unwrap();
+    let left = [count as usize - EXPIRED_FILES_PER_COMMIT, 10, 1];
+    assert_eq!(versions.into_inner().unwrap(), left, "the file that holds the log start stays");
+    assert_eq!(head.manifest().log_start_offset, log_start);
+    let retired = head.retired().len();
+    assert!(retired >= 2 * (count as usize - 1), "{retired}");
+    // Deleted in bounded steps, too.
+    setup.clock.advance_ms(RETIRED_MS);
+    setup.janitor.delete_retired(&mut head, &|_| {}).await.unwrap();
+    assert_eq!(head.retired().len(), retired - DELETES_PER_ROUND);
+    setup.janitor.delete_retired(&mut head, &|_| {}).await.unwrap();
+    assert!(head.retired().is_empty());
+    assert_eq!(setup.manifests.load(&path()).await.unwrap(), head);
+}
+
+#[tokio::test]
+async fn what_is_committed_during_a_sweep_is_no_orphan() {
+    let setup = setup();
+    let before = setup.manifests.load(&path()).await.unwrap();
+    let orphan = setup.orphan(&orphan_name(1)).await;
+    setup.archive().await;
+    setup.clock.advance_ms(AGE_MS + 10_000);
+    // Against the manifest of before, everything that was archived since looks like an orphan.
+    let (mut seen, mut sweep) = (Seen::default(), setup.janitor.sweep(&path(), &before));
+    let suspects = sweep.suspects(&mut seen).await.unwrap();
+    assert!(suspects.len() > 3 && seen.old_objects == suspects.len() as u64);
+    setup.janitor.collect(&path(), suspects).await.unwrap();
+    setup.check().await;
+    assert!(!setup.exists(&orphan).await);
+}
+
+#[tokio::test]
+async fn orphaned_parts_go_and_those_in_use_stay() {
+    let setup = setup();
+    let head = files(&setup, 130).await;
+    let part = path().folder(ObjectKind::ManifestPart).join(format!("{:020}-{:020}-{:032x}.json", 0, 9, 1));
+    setup.store.put(&part, "of a commit that failed".into()).await.unwrap();
+    setup.clock.advance_ms(AGE_MS + 10_000);
+    assert_eq!(setup.sweep().await.old_objects, 1);
+    assert!(!setup.exists(&part).await);
+    assert_eq!(setup.manifests.load(&path()).await.unwrap(), head, "its own part is still there");
+}
+
+#[tokio::test]
+async fn staging_files_of_a_folder_go_when_they_are_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ColdStore::open(&store_config(0), dir.path()).unwrap();
+    let clock = Arc::new(ManualClock::at(thermocline_ingest::clock::SystemClock.now()));
+    let manifests = ManifestStore::new(store.clone(), 1, clock.clone());
+    let ages = JanitorAges { orphan_ms: AGE_MS, retired_ms: RETIRED_MS };
+    let janitor = Janitor::new(store.clone(), manifests, clock.clone(), metrics(), ages);
+    let key = path().folder(ObjectKind::Data).join(orphan_name(1));
+    store.put(&key, "an object".into()).await.unwrap();
+    let folder = dir.path().join("cold").join(path().folder(ObjectKind::Data).to_string());
+    let left = |name: &str| std::fs::write(folder.join(name), "half").unwrap();
+    left(&format!("{}#18446744073709551615", orphan_name(2)));
+    ["notes#tomorrow", "#1", "plain"].iter().for_each(|name| left(name));
+    let mut seen = Seen::default();
+    janitor.collect_staging(&path(), &mut seen).await.unwrap();
+    assert_eq!(seen, Seen::default(), "too young");
+    clock.advance_ms(AGE_MS + 10_000);
+    janitor.collect_staging(&path(), &mut seen).await.unwrap();
+    assert_eq!(seen, Seen { old_objects: 1, old_bytes: 4, ..Seen::default() });
+    let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["#1", &orphan_name(1), "notes#tomorrow", "plain"].map(std::ffi::OsString::from));
+
+    // A deleted topic takes its staging files and folders with it; what is not ours stays.
+    left(&format!("{}#7", orphan_name(2)));
+    ["notes#tomorrow", "#1"].iter().for_each(|name| std::fs::remove_file(folder.join(name)).unwrap());
+    clock.advance_ms(1000);
+    assert_eq!(janitor.remove_topic(&path().topic, path().topic_id).await.unwrap(), Removal::Done);
+    assert_eq!(std::fs::read_dir(dir.path().join("cold/topics")).unwrap().count(), 0);
+}
+
+/// Dies at every request of a removal, with and without its effect; the next attempt finishes it.
+#[tokio::test]
+async fn a_removal_that_dies_anywhere_is_finished_by_the_next() {
+    let (topic, id) = (path().topic, path().topic_id);
+    for fault in [Fault::Before, Fault::After] {
+        for fail_at in 0.. {
+            let setup = setup();
+            setup.archive().await;
+            let dying = on(FaultyStore::dying(setup.faulty.inner.clone(), fail_at, fault), setup.clock.clone(), 1);
+            let died = dying.janitor.remove_topic(&topic, id).await;
+            if !dying.faulty.has_failed() {
+                assert_eq!(died.unwrap(), Removal::Done);
+                assert!(fail_at > 10, "a removal makes more requests than {fail_at}");
+                break;
+            }
+            assert!(died.is_err());
+            assert_eq!(setup.janitor.remove_topic(&topic, id).await.unwrap(), Removal::Done);
+            assert!(setup.faulty.keys().await.is_empty(), "{fault:?} at {fail_at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_topic_goes_in_rounds() {
+    let setup = setup();
+    for n in 0..DELETES_PER_ROUND + 5 {
+        let key = path().folder(ObjectKind::Data).join(format!("{n}"));
+        setup.store.put(&key, "x".into()).await.unwrap();
+    }
+    let (topic, id) = (path().topic, path().topic_id);
+    assert_eq!(setup.janitor.remove_topic(&topic, id).await.unwrap(), Removal::Unfinished);
+    assert_eq!(setup.faulty.keys().await.len(), 5 + 1, "and the tombstone");
+    assert_eq!(setup.janitor.remove_topic(&topic, id).await.unwrap(), Removal::Done);
+    assert!(setup.faulty.keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn no_more_is_retired_than_a_manifest_should_list() {
+    let setup = setup();
+    let version = files(&setup, 3).await.manifest().version;
+    // The next version lists as many as may be.
+    let bytes = setup.store.get(&path().manifest(version)).await.unwrap();
+    let mut next: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let retired = (0..RETIRED_MAX).map(|_| {
+        let (kind, attempt) = (ObjectKind::Data, AttemptId::fresh());
+        let key = path().object(&RangeName { kind, base: Offset(0), last: Offset(9), attempt }).to_string();
+        let object = ObjectRef { key, size_bytes: 1, xxh3: "0".repeat(32) };
+        serde_json::json!({"object": object, "at": setup.clock.now()})
+    });
+    (next["version"], next["retired"]) = ((version + 1).into(), retired.collect());
+    setup.store.put(&path().manifest(version + 1), next.to_string().into()).await.unwrap();
+
+    let mut head = setup.manifests.load(&path()).await.unwrap();
+    setup.janitor.expire(&mut head, Offset(25), &|_| panic!("nothing may be dropped")).await.unwrap();
+    assert_eq!(head.manifest().files.len(), 3);
+    setup.clock.advance_ms(RETIRED_MS);
+    setup.janitor.delete_retired(&mut head, &|_| {}).await.unwrap();
+    setup.janitor.expire(&mut head, Offset(25), &|_| {}).await.unwrap();
+    assert_eq!((head.manifest().files.len(), head.manifest().log_start_offset), (1, Offset(25)));
 }

@@ -67,9 +67,9 @@ pub use format::{FORMAT_VERSION, PartRef};
 pub use store::{CommitOutcome, Fenced, ManifestStore};
 
 /// Files that one commit expires at most; a longer expiry goes in steps.
-pub const EXPIRED_FILES_PER_COMMIT: usize = 1024;
+pub const EXPIRED_FILES_PER_COMMIT: usize = 256;
 /// Retired objects that a version lists at most. Until the janitor has deleted some, nothing more is dropped.
-pub const RETIRED_MAX: usize = 8192;
+pub const RETIRED_MAX: usize = 4096;
 /// Objects that a dropped file retires at most: its own three, and its share of the parts that go with it.
 const RETIRED_PER_FILE: usize = 4;
 

@@ -158,7 +158,7 @@ async fn a_commit_costs_the_same_at_any_size() {
 async fn long_expiries_go_in_steps_and_wait_for_the_janitor() {
     let (_, store) = faulty();
     let manifests = manifest_store(store, 1);
-    let files = 5 * EXPIRED_FILES_PER_COMMIT as i64;
+    let files = 12 * EXPIRED_FILES_PER_COMMIT as i64;
     let mut head = with_files(&manifests, files).await;
     let end = Offset(files * 10);
     let mut steps = 0;

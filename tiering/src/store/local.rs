@@ -10,7 +10,7 @@
 //!
 //! | died here | then |
 //! |---|---|
-//! | before 3 | a staging file that no listing shows and no reader opens; it stays behind |
+//! | before 3 | a staging file that no listing shows and no reader opens; the janitor has it deleted when it is old |
 //! | after 3, before 4 | the object is whole or, after a power loss, not there; nobody was told that it exists |
 //! | after 4 | the object exists |
 //!
@@ -21,6 +21,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,8 +32,18 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use thermocline_ingest::model::Timestamp;
 
 const STORE: &str = "DurableFileSystem";
+/// Between the name of an object and the number that makes its staging file's.
+const STAGING_MARK: char = '#';
+
+/// What was left of unfinished writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Staging {
+    pub files: u64,
+    pub bytes: u64,
+}
 
 /// A folder as an object store; a write that succeeded survives a power loss.
 #[derive(Clone, Debug)]
@@ -55,6 +66,18 @@ impl DurableFileSystem {
 
     pub fn url(&self) -> String {
         format!("file://{}", self.root.display())
+    }
+
+    /// Deletes staging files below `prefix` that were last written before `before`, and with `empty_folders` what is an
+    /// empty folder then. Blocking.
+    pub fn delete_staging(&self, prefix: &ObjectPath, before: Timestamp, empty_folders: bool) -> Result<Staging> {
+        let folder = self.files.path_to_filesystem(prefix)?;
+        let before = Duration::from_millis(u64::try_from(before.0).unwrap_or(0));
+        let mut deleted = Staging::default();
+        match delete_staging(&folder, SystemTime::UNIX_EPOCH + before, empty_folders, &mut deleted) {
+            Ok(()) => Ok(deleted),
+            Err(source) => Err(generic(folder.display().to_string(), source)),
+        }
     }
 
     /// Blocking.
@@ -127,7 +150,7 @@ fn write_durably(root: &Path, target: &Path, payload: &PutPayload, create: bool)
     };
     fs::create_dir_all(folder)?;
     let mut staging = target.as_os_str().to_owned();
-    staging.push(format!("#{}", rand::random::<u64>()));
+    staging.push(format!("{STAGING_MARK}{}", rand::random::<u64>()));
     let staging = PathBuf::from(staging);
     let published = write_and_sync(&staging, payload)
         .and_then(|()| if create { fs::hard_link(&staging, target) } else { fs::rename(&staging, target) });
@@ -142,6 +165,43 @@ fn write_durably(root: &Path, target: &Path, payload: &PutPayload, create: bool)
             folder.ancestors().take_while(|folder| folder.starts_with(root)).try_for_each(sync_folder)?;
             published
         }
+    }
+}
+
+/// Whether a file is one that [`write_durably`] makes before the object.
+fn is_staging(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.rsplit_once(STAGING_MARK).is_some_and(|(object, number)| !object.is_empty() && number.parse::<u64>().is_ok())
+}
+
+fn delete_staging(folder: &Path, before: SystemTime, empty_folders: bool, deleted: &mut Staging) -> io::Result<()> {
+    for entry in if_there(fs::read_dir(folder))?.into_iter().flatten() {
+        let entry = entry?;
+        let path = entry.path();
+        // Not of what a link leads to. What is gone meanwhile needs no deleting.
+        let Some(meta) = if_there(entry.metadata())? else { continue };
+        if meta.is_dir() {
+            delete_staging(&path, before, empty_folders, deleted)?;
+        } else if meta.is_file() && is_staging(&path) && meta.modified()? < before {
+            if_there(fs::remove_file(&path))?;
+            deleted.files += 1;
+            deleted.bytes += meta.len();
+        }
+    }
+    if empty_folders {
+        match fs::remove_dir(folder) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {}
+            removed => removed?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes "it is not there" for an answer.
+fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 

@@ -26,11 +26,13 @@ async fn conforms(store: ColdStore) {
     assert_eq!(store.get(&key("a/three")).await.unwrap(), "first");
 
     let names = |metas: &[ObjectMeta]| metas.iter().map(|m| m.location.to_string()).collect::<Vec<_>>();
-    assert_eq!(names(&store.list(&key("a")).await.unwrap()), ["a/b/one", "a/three", "a/two"]);
+    let mut all: Vec<_> = store.list_stream(&key("a")).try_collect().await.unwrap();
+    all.sort_unstable_by(|a, b| a.location.cmp(&b.location));
+    assert_eq!(names(&all), ["a/b/one", "a/three", "a/two"]);
     let (objects, folders) = store.list_folder(&key("a")).await.unwrap();
     assert_eq!(names(&objects), ["a/three", "a/two"]);
     assert_eq!(folders, [key("a/b")]);
-    assert!(store.list(&key("nothing")).await.unwrap().is_empty());
+    assert!(store.list_stream(&key("nothing")).try_next().await.unwrap().is_none());
 
     store.delete(&key("a/two")).await.unwrap();
     store.delete(&key("a/two")).await.unwrap();
@@ -50,7 +52,8 @@ async fn stores_conform() {
 async fn large_objects_travel_in_parts() {
     let inner = Arc::new(InMemory::new());
     let config = store_config(0);
-    let store = ColdStore::build(inner.clone(), Some(inner), String::new(), &config);
+    let located = url::Located { store: inner.clone(), parts: Some(inner), folder: None, url: String::new() };
+    let store = ColdStore::build(located, &config);
     let bytes: Bytes = (0..MULTIPART_MIN_BYTES + 5).map(|n| (n / 1000) as u8).collect::<Vec<_>>().into();
     store.put(&key("large"), bytes.clone()).await.unwrap();
     assert_eq!(store.get_sized(&key("large"), bytes.len() as u64).await.unwrap(), bytes);
@@ -113,4 +116,19 @@ fn urls_say_what_is_wrong_with_them() {
         ..store_config(0)
     };
     assert_eq!(ColdStore::open(&config, dir.path()).unwrap().url(), "s3://bucket/some/prefix");
+}
+
+#[tokio::test]
+async fn a_listing_that_fails_at_once_is_asked_for_again() {
+    let inner = Arc::new(InMemory::new());
+    for n in 0..3 {
+        FaultyStore::healthy(inner.clone()).cold(0).put(&key(&format!("a/{n}")), "x".into()).await.unwrap();
+    }
+    let list = async |retries| {
+        let store = FaultyStore::stumbling(inner.clone(), 0, Fault::Before).cold(retries);
+        store.list_stream(&key("a")).try_collect::<Vec<_>>().await
+    };
+    assert_eq!(list(1).await.unwrap().len(), 3);
+    let error = list(0).await.unwrap_err();
+    assert!(error.is_transient() && (error.op, error.attempts) == ("list", 1), "{error}");
 }

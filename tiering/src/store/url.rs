@@ -32,6 +32,7 @@ const DEFAULT_REGION: &str = "us-east-1";
 pub(super) struct Located {
     pub store: Arc<dyn ObjectStore>,
     pub parts: Option<Arc<dyn MultipartStore>>,
+    pub folder: Option<DurableFileSystem>,
     pub url: String,
 }
 
@@ -95,12 +96,12 @@ pub(super) fn locate(config: &StoreConfig, data_dir: &Path) -> Result<Located, S
 fn folder(path: &Path) -> Result<Located, StoreFailure> {
     let store = DurableFileSystem::open(path)?;
     let url = store.url();
-    Ok(Located { store: Arc::new(store), parts: None, url })
+    Ok(Located { store: Arc::new(store.clone()), parts: None, folder: Some(store), url })
 }
 
 fn bucketed<S: ObjectStore + MultipartStore>(store: S, prefix: ObjectPath, url: String) -> Located {
     let store = Arc::new(PrefixStore::new(store, prefix));
-    Located { store: store.clone(), parts: Some(store), url }
+    Located { store: store.clone(), parts: Some(store), folder: None, url }
 }
 
 /// Retries are ours, see the module documentation of `store`.

@@ -1,13 +1,13 @@
 //! What the worker knows about one partition.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use thermocline_ingest::log::{Partition, SealedSegment};
-use thermocline_ingest::model::{Offset, PartitionId, TopicId};
+use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use tokio::time::Instant;
 
 use super::standing::Description;
@@ -29,20 +29,39 @@ pub(super) struct PartitionArchive {
     backoff: Mutex<Backoff>,
     closed: AtomicBool,
     versions_trimmed_at: AtomicU64,
-    /// Whether the head, when it was last put back, listed retired objects.
-    has_retired: AtomicBool,
+    /// When the oldest of the retired objects that the head listed was retired; [`NEVER`] where there are none.
+    oldest_retired: AtomicI64,
     /// What the store is known to say about the topic.
     described: Mutex<Option<Description>>,
 }
 
+/// After all times.
+const NEVER: i64 = i64::MAX;
+
+/// Waits between attempts that fail: doubled each time, jittered over their upper half.
 #[derive(Default)]
-struct Backoff {
+pub(super) struct Backoff {
     failures: u32,
     until: Option<Instant>,
 }
 
 /// The right to change a partition's archive.
 pub(super) type HeadGuard<'a> = tokio::sync::MutexGuard<'a, Option<ManifestHead>>;
+
+impl Backoff {
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    /// Returns the wait before the next attempt.
+    pub fn failed(&mut self, now: Instant, first: Duration, longest: Duration) -> Duration {
+        let wait = first.saturating_mul(2_u32.saturating_pow(self.failures)).min(longest);
+        let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.failures = self.failures.saturating_add(1);
+        self.until = now.checked_add(wait);
+        wait
+    }
+}
 
 impl PartitionArchive {
     /// Of a partition whose manifest is not loaded yet.
@@ -55,7 +74,7 @@ impl PartitionArchive {
             backoff: Mutex::default(),
             closed: AtomicBool::new(false),
             versions_trimmed_at: AtomicU64::new(0),
-            has_retired: AtomicBool::new(false),
+            oldest_retired: AtomicI64::new(NEVER),
             described: Mutex::default(),
         }
     }
@@ -101,12 +120,13 @@ impl PartitionArchive {
     }
 
     pub fn release(&self, mut guard: HeadGuard<'_>, head: ManifestHead) {
-        self.has_retired.store(!head.retired().is_empty(), Ordering::Relaxed);
+        self.oldest_retired.store(head.retired().first().map_or(NEVER, |old| old.at.0), Ordering::Relaxed);
         *guard = Some(head);
     }
 
-    pub fn has_retired(&self) -> bool {
-        self.has_retired.load(Ordering::Relaxed)
+    /// When the oldest retired object was retired, as of the last time the head was put back.
+    pub fn oldest_retired(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.oldest_retired.load(Ordering::Relaxed))).filter(|at| at.0 != NEVER)
     }
 
     pub fn is_described_as(&self, wanted: &Description) -> bool {
@@ -135,21 +155,16 @@ impl PartitionArchive {
     }
 
     pub fn is_due(&self, now: Instant) -> bool {
-        self.backoff.lock().until.is_none_or(|until| until <= now)
+        self.backoff.lock().is_due(now)
     }
 
     pub fn succeeded(&self) {
         *self.backoff.lock() = Backoff::default();
     }
 
-    /// Returns the wait before the next attempt: doubled each time, jittered over its upper half.
+    /// Returns the wait before the next attempt.
     pub fn failed(&self, now: Instant, first: Duration, longest: Duration) -> Duration {
-        let mut backoff = self.backoff.lock();
-        let wait = first.saturating_mul(2_u32.saturating_pow(backoff.failures)).min(longest);
-        let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
-        backoff.failures = backoff.failures.saturating_add(1);
-        backoff.until = now.checked_add(wait);
-        wait
+        self.backoff.lock().failed(now, first, longest)
     }
 
     /// Whether `every` versions were committed since this last said so.

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thermocline_ingest::model::{Offset, Timestamp, TopicId, TopicName};
-use thermocline_ingest::topics::TopicChange;
+use thermocline_ingest::topics::{TopicChange, TopicError, Topics};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::partition::{Key, PartitionArchive};
+use super::partition::{Backoff, Key, PartitionArchive};
 use super::{ArchiveReport, Tiering, TieringError};
-use crate::janitor::JanitorError;
+use crate::janitor::{JanitorError, Removal, Seen};
 use crate::manifest::ManifestHead;
 use crate::retention::{self, Holdings, Piece, Retention};
 
@@ -27,7 +27,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 const VERSION_TRIM_EVERY: u64 = 64;
 
 pub(super) async fn run(tiering: Arc<Tiering>, shutdown: CancellationToken) {
-    let work = async { tokio::join!(archive_loop(&tiering), janitor_loop(&tiering)) };
+    let work = async { tokio::join!(archive_loop(&tiering), janitor_loop(&tiering), sweep_loop(&tiering)) };
     tokio::select! {
         () = shutdown.cancelled() => {}
         _ = work => {}
@@ -106,21 +106,13 @@ fn failed(tiering: &Tiering, archive: &PartitionArchive, error: &(dyn Error + 's
 async fn janitor_loop(tiering: &Arc<Tiering>) {
     let mut changes = tiering.topics.subscribe();
     let mut expiry = every(EXPIRY_INTERVAL);
-    let mut sweep = every(SWEEP_INTERVAL);
-    // Topics that are gone but not yet removed from the store; lives as long as the process, see the janitor's
-    // crash table.
-    let mut removing: HashMap<TopicId, TopicName> = HashMap::new();
+    let mut removing = Backoff::default();
+    remove_deleted_topics(tiering, &mut removing).await;
     loop {
         tokio::select! {
             _ = expiry.tick(), if tiering.fenced().is_none() => {
                 remove_deleted_topics(tiering, &mut removing).await;
                 for_each_archive(tiering, expire).await;
-            }
-            _ = sweep.tick(), if tiering.fenced().is_none() => {
-                let is_live = |id| tiering.topics.by_id(id).is_some();
-                noted(tiering, "finishing the removal of topics", tiering.janitor.finish_removals(is_live).await);
-                for_each_archive(tiering, sweep_partition).await;
-                noted(tiering, "deleting old epochs", tiering.janitor.trim_epochs().await);
             }
             change = changes.recv() => match change {
                 Ok(TopicChange::Created(topic)) => tiering.follow_topic(&topic),
@@ -130,6 +122,21 @@ async fn janitor_loop(tiering: &Arc<Tiering>) {
                 Err(RecvError::Closed) => return,
             },
         }
+    }
+}
+
+/// Apart from the janitor's other work, since listing a large store takes its time.
+async fn sweep_loop(tiering: &Arc<Tiering>) {
+    let mut ticks = every(SWEEP_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if tiering.fenced().is_some() {
+            continue;
+        }
+        let is_live = |id| tiering.topics.by_id(id).is_some();
+        noted(tiering, "finishing the removal of topics", tiering.janitor.finish_removals(is_live).await);
+        sweep_partitions(tiering).await;
+        noted(tiering, "deleting old epochs", tiering.janitor.trim_epochs().await);
     }
 }
 
@@ -143,24 +150,66 @@ async fn for_each_archive(
     }
 }
 
-/// Follows the catalogue; what has left it goes from the store too, once its jobs have ended.
-async fn remove_deleted_topics(tiering: &Tiering, removing: &mut HashMap<TopicId, TopicName>) {
+/// Follows the catalogue; what has left it goes from the store too, once its jobs have ended. Goes on until it is done,
+/// over failures of the store (with growing waits) and over restarts: the catalogue notes what is left.
+async fn remove_deleted_topics(tiering: &Tiering, backoff: &mut Backoff) {
     if tiering.fenced().is_some() {
         return;
     }
+    // The notes first: a topic that is noted now is out of the catalogue, hence closed by what follows.
+    let noted_now = blocking_topics(tiering, |topics| topics.removals()).await;
+    if let Ok(topics) = &noted_now {
+        tiering.metrics.removals_pending.set(i64::try_from(topics.len()).unwrap_or(i64::MAX));
+    }
     for archive in tiering.follow_topics() {
         archive.close().await;
-        removing.insert(archive.path.topic_id, archive.path.topic.clone());
     }
-    let mut left = HashMap::new();
-    for (id, topic) in removing.drain() {
-        let removed = tiering.janitor.remove_topic(&topic, id).await;
-        if removed.is_err() {
-            left.insert(id, topic);
+    if !backoff.is_due(Instant::now()) {
+        return;
+    }
+    let removed = match noted_now {
+        Ok(noted_now) => remove_all(tiering, noted_now).await,
+        Err(error) => Err(error),
+    };
+    if removed.is_err() {
+        let (first, longest) = (tiering.config.retry_backoff, tiering.config.retry_backoff_max);
+        backoff.failed(Instant::now(), first.as_duration(), longest.as_duration());
+    } else {
+        *backoff = Backoff::default();
+    }
+    noted(tiering, "removing deleted topics", removed);
+}
+
+/// The first failure is told; it keeps from trying the others only where the store is down.
+async fn remove_all(tiering: &Tiering, topics: Vec<(TopicName, TopicId)>) -> Result<(), TieringError> {
+    let mut outcome = Ok(());
+    for (topic, id) in topics {
+        match tiering.janitor.remove_topic(&topic, id).await {
+            Ok(Removal::Done) => {
+                blocking_topics(tiering, move |topics| topics.removal_done(id)).await?;
+                tiering.metrics.removals_pending.dec();
+                tracing::info!(%topic, %id, "a deleted topic is gone from the store");
+            }
+            Ok(Removal::Unfinished) => {}
+            Err(source) => {
+                let is_down = source.is_transient();
+                outcome = outcome.and(Err(TieringError::Removal { topic, source }));
+                if is_down {
+                    break;
+                }
+            }
         }
-        noted(tiering, "removing a deleted topic", removed);
     }
-    *removing = left;
+    outcome
+}
+
+async fn blocking_topics<T: Send + 'static>(
+    tiering: &Tiering,
+    ask: impl FnOnce(&Topics) -> Result<T, TopicError> + Send + 'static,
+) -> Result<T, TieringError> {
+    let topics = tiering.topics.clone();
+    let asked = task::spawn_blocking(move || ask(&topics)).await.map_err(TieringError::Stopped)?;
+    Ok(asked?)
 }
 
 /// Raises the log start by the topic's retention, then drops what lies below it from the archive.
@@ -177,25 +226,56 @@ pub(super) async fn expire(tiering: &Tiering, archive: &PartitionArchive) -> Res
     let manifest = archive.manifest();
     let log_start = partition.log_start_offset();
     let has_expired = manifest.files.first().is_some_and(|file| file.last_offset < log_start);
-    if !has_expired && !archive.has_retired() && !archive.take_version_trim(manifest.version, VERSION_TRIM_EVERY) {
+    let has_due = archive.oldest_retired().is_some_and(|at| tiering.janitor.is_due(at));
+    let trims = archive.take_version_trim(manifest.version, VERSION_TRIM_EVERY);
+    if !has_expired && !has_due && !trims {
         return Ok(());
     }
     let (guard, mut head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
     let publish = |head: &ManifestHead| archive.publish(head.manifest());
-    tiering.janitor.expire(&mut head, log_start, &publish).await.map_err(failed)?;
     tiering.janitor.delete_retired(&mut head, &publish).await.map_err(failed)?;
-    tiering.janitor.trim_versions(&archive.path).await.map_err(failed)?;
+    tiering.janitor.expire(&mut head, log_start, &publish).await.map_err(failed)?;
+    if trims {
+        tiering.janitor.trim_versions(&archive.path).await.map_err(failed)?;
+    }
     archive.release(guard, head);
     Ok(())
 }
 
-pub(super) async fn sweep_partition(tiering: &Tiering, archive: &PartitionArchive) -> Result<(), TieringError> {
+/// Looks for orphans in every partition's folders, and tells how many there were.
+async fn sweep_partitions(tiering: &Tiering) {
+    let mut seen = Seen::default();
+    let archives: Vec<_> = tiering.partitions.read().values().cloned().collect();
+    for archive in archives.iter().filter(|archive| !archive.is_closed()) {
+        noted(tiering, "sweeping a partition", sweep_partition(tiering, archive, &mut seen).await);
+    }
+    tiering.janitor.report(seen);
+}
+
+/// Archiving waits only while suspects are deleted; see the janitor's sweep.
+pub(super) async fn sweep_partition(
+    tiering: &Tiering,
+    archive: &PartitionArchive,
+    seen: &mut Seen,
+) -> Result<(), TieringError> {
     let partition = archive.partition.topic_partition();
     let failed = |source| TieringError::Janitor { partition: partition.clone(), source };
-    let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
-    tiering.janitor.collect_orphans(&archive.path).await.map_err(failed)?;
-    archive.release(guard, head);
-    Ok(())
+    let head = {
+        let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
+        archive.release(guard, head.clone());
+        head
+    };
+    let mut sweep = tiering.janitor.sweep(&archive.path, &head);
+    loop {
+        let suspects = sweep.suspects(seen).await.map_err(failed)?;
+        if suspects.is_empty() || archive.is_closed() {
+            break;
+        }
+        let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
+        tiering.janitor.collect(&archive.path, suspects).await.map_err(failed)?;
+        archive.release(guard, head);
+    }
+    tiering.janitor.collect_staging(&archive.path, seen).await.map_err(failed)
 }
 
 /// Both tiers as one list: the archive's files, then what only the log has.

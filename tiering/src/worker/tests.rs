@@ -9,6 +9,7 @@
 //! 2. what the newest manifest names is in the store, byte for byte, whole files also by their content;
 //! 3. nothing that it names was deleted.
 
+mod retention;
 mod table;
 mod world;
 

@@ -77,13 +77,52 @@ fn a_sync_that_fails_while_sealing_ends_the_partition() {
 }
 
 #[test]
-fn below_the_disk_reserve_appends_are_refused_with_a_reason() {
+fn below_the_disk_reserve_appends_are_refused_until_there_is_space() {
     let mut fixture = Fixture::new(topic_config());
-    fixture.disk_reserve = u64::MAX;
+    (fixture.disk_reserve, fixture.disk_free) = (1000, Arc::new(AtomicU64::new(5000)));
     let run = fixture.open();
+    run.append(&numbered(1, 1));
+    let internal = TopicPartition::new(TopicName::new("__consumer_offsets").unwrap(), PartitionId(0));
+    let id = TopicId(uuid::Uuid::from_u128(8));
+    let internal = run.log.open_partition(internal, id, Arc::new(topic_config()), Offset::ZERO).unwrap();
+    fixture.disk_free.store(999, Ordering::Relaxed);
+    run.partition.env.disk.check();
     let error = run.partition.append(&numbered(1, 1)).unwrap_err();
-    assert!(matches!(error, AppendError::DiskReserve { .. }), "{error}");
-    drop(run);
-    fixture.disk_reserve = 0;
-    assert_eq!(fixture.open().append(&numbered(1, 1)).base_offset, Offset(0));
+    assert!(matches!(error, AppendError::DiskReserve { reserve_bytes: 1000, .. }), "{error}");
+    assert_eq!(run.values(0).len(), 1, "what is there can be read");
+    internal.append(&numbered(1, 1)).unwrap();
+    assert_eq!(run.metrics.disk_reserve_reached.get(), 1);
+    fixture.disk_free.store(1000, Ordering::Relaxed);
+    run.partition.env.disk.check();
+    assert_eq!(run.append(&numbered(1, 1)).base_offset, Offset(1));
+    assert_eq!(run.metrics.disk_reserve_reached.get(), 0);
+}
+
+#[test]
+fn a_tight_disk_takes_local_copies_of_what_is_archived_and_no_more() {
+    let mut fixture = Fixture::new(topic_config());
+    (fixture.disk_reserve, fixture.disk_free) = (1000, Arc::new(AtomicU64::new(2000)));
+    let run = fixture.open();
+    let mut size = 0;
+    for n in 0..4 {
+        run.append(&numbered(2, n));
+        run.partition.seal().unwrap();
+        size = run.partition.hot_bytes() / (n as u64 + 1);
+    }
+    run.log.make_room();
+    assert_eq!(fixture.bases(), [0, 2, 4, 6, 8], "space is not tight");
+    fixture.disk_free.store(1999, Ordering::Relaxed);
+    run.partition.env.disk.check();
+    run.log.make_room();
+    assert_eq!(fixture.bases(), [0, 2, 4, 6, 8], "nothing is archived");
+    run.partition.set_archived_through(Offset(6));
+    run.log.make_room();
+    assert_eq!(fixture.bases(), [2, 4, 6, 8], "one segment is enough");
+    fixture.disk_free.store(0, Ordering::Relaxed);
+    run.partition.env.disk.check();
+    run.log.maintain();
+    assert_eq!(fixture.bases(), [6, 8], "all that is archived");
+    assert_eq!(run.metrics.trimmed_early_bytes.get(), 3 * size);
+    assert_eq!((run.partition.local_start_offset(), run.partition.log_start_offset()), (Offset(6), Offset::ZERO));
+    assert_eq!(run.values(6).len(), 2);
 }

@@ -36,6 +36,7 @@ fn decode(key: ApiKey, version: i16, body: &Bytes) -> Option<usize> {
         ApiKey::ApiVersions => leftover::<ApiVersionsRequest>(version, body),
         ApiKey::CreateTopics => leftover::<CreateTopicsRequest>(version, body),
         ApiKey::DeleteTopics => leftover::<DeleteTopicsRequest>(version, body),
+        ApiKey::DeleteRecords => leftover::<DeleteRecordsRequest>(version, body),
         ApiKey::InitProducerId => leftover::<InitProducerIdRequest>(version, body),
         ApiKey::OffsetForLeaderEpoch => leftover::<OffsetForLeaderEpochRequest>(version, body),
         ApiKey::DescribeConfigs => leftover::<DescribeConfigsRequest>(version, body),

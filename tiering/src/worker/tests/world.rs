@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures::future::BoxFuture;
+use object_store::path::Path as ObjectPath;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use thermocline_config::{ByteSize, CacheConfig, LogConfig};
 use thermocline_ingest::clock::{ManualClock, SystemClock};
@@ -13,6 +14,7 @@ use thermocline_ingest::read::{LogReader, ReadRange};
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, split_batches};
 
 use super::super::*;
+use crate::janitor::Seen;
 use crate::manifest::ObjectRef;
 use crate::reader::TieredReader;
 use crate::testing::chaos::ChaosStore;
@@ -165,7 +167,7 @@ impl World {
                 let _ = schedule::expire(&self.broker().tiering, &self.archive()).await;
             }
             Step::Sweep => {
-                let _ = schedule::sweep_partition(&self.broker().tiering, &self.archive()).await;
+                let _ = schedule::sweep_partition(&self.broker().tiering, &self.archive(), &mut Seen::default()).await;
             }
             Step::Wait(minutes) => self.clock.advance_ms(minutes * 60_000),
             Step::Restart => self.start().await,
@@ -249,8 +251,13 @@ impl World {
 
     /// Of everything in the store, the keys that contain `text`.
     pub async fn keys(&self, text: &str) -> Vec<String> {
-        let objects = self.broker().tiering.store.list(&crate::paths::topics_root()).await.unwrap();
-        objects.into_iter().map(|meta| meta.location.to_string()).filter(|key| key.contains(text)).collect()
+        let all = self.listed(&crate::paths::topics_root()).await;
+        all.into_iter().map(|key| key.to_string()).filter(|key| key.contains(text)).collect()
+    }
+
+    async fn listed(&self, prefix: &ObjectPath) -> Vec<ObjectPath> {
+        let listing = self.broker().tiering.store.list_stream(prefix);
+        listing.map_ok(|meta| meta.location).try_collect().await.unwrap()
     }
 
     pub async fn check(&self) {
@@ -266,7 +273,7 @@ impl World {
         self.clock.advance_ms(broker.tiering.config.retired_min_age.as_millis());
         schedule::expire(&broker.tiering, &self.archive()).await?;
         self.clock.advance_ms(broker.tiering.config.orphan_min_age.as_millis() + ORPHAN_AGE_MS);
-        schedule::sweep_partition(&broker.tiering, &self.archive()).await
+        schedule::sweep_partition(&broker.tiering, &self.archive(), &mut Seen::default()).await
     }
 
     /// All of the log, or nothing where all of it was deleted before it was archived.
@@ -287,10 +294,9 @@ impl World {
         let archive = self.archive();
         let head = self.newest().await;
         let named: HashSet<_> = head.objects().map(ObjectRef::path).collect();
-        let stored = self.broker().tiering.store.list(&archive.path.root()).await.unwrap();
-        for object in stored {
-            let is_version = archive.path.parse_manifest(&object.location).is_some();
-            assert!(is_version || named.contains(&object.location), "{} is an orphan", object.location);
+        for key in self.listed(&archive.path.root()).await {
+            let is_version = archive.path.parse_manifest(&key).is_some();
+            assert!(is_version || named.contains(&key), "{key} is an orphan");
         }
     }
 }
