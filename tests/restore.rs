@@ -74,8 +74,8 @@ impl Running {
         (answer.status(), answer.json().await.unwrap())
     }
 
-    async fn create_topic(&self) {
-        let topic = json!({"name": TOPIC, "partitions": PARTITIONS, "configs": {"retention.ms": "31536000000"}});
+    async fn create_topic(&self, name: &str) {
+        let topic = json!({"name": name, "partitions": PARTITIONS, "configs": {"retention.ms": "31536000000"}});
         assert_eq!(self.post("/v1/topics", &topic).await.0, StatusCode::CREATED);
     }
 
@@ -88,7 +88,11 @@ impl Running {
     }
 
     async fn archive(&self) -> (StatusCode, Value) {
-        self.post(&format!("/v1/topics/{TOPIC}/archive"), &json!({})).await
+        self.archive_topic(TOPIC).await
+    }
+
+    async fn archive_topic(&self, name: &str) -> (StatusCode, Value) {
+        self.post(&format!("/v1/topics/{name}/archive"), &json!({})).await
     }
 
     /// Messages `numbers`, turn about; the place each was acknowledged for.
@@ -166,7 +170,7 @@ fn text(n: usize) -> String {
 async fn an_empty_disk_takes_up_what_the_store_has() {
     let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let old = store.start(old_disk.path()).await;
-    old.create_topic().await;
+    old.create_topic(TOPIC).await;
     let mut places = old.produce(0..300).await;
     assert_eq!(old.archive().await.0, StatusCode::OK);
     let topic = old.topic().await;
@@ -208,7 +212,7 @@ async fn an_empty_disk_takes_up_what_the_store_has() {
 async fn a_running_broker_is_refused_at_its_next_commit_after_a_take_over() {
     let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let old = store.start(old_disk.path()).await;
-    old.create_topic().await;
+    old.create_topic(TOPIC).await;
     let places = old.produce(0..100).await;
     assert_eq!(old.archive().await.0, StatusCode::OK);
     let new = store.start(new_disk.path()).await;
@@ -233,12 +237,27 @@ async fn a_running_broker_is_refused_at_its_next_commit_after_a_take_over() {
     new.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_only_the_replaced_broker_knows_is_not_archived() {
+    let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let old = store.start(old_disk.path()).await;
+    let new = store.start(new_disk.path()).await;
+    old.create_topic("late").await;
+    let (status, answer) = old.archive_topic("late").await;
+    assert!(!status.is_success(), "{answer}");
+    old.check_fenced().await;
+    new.create_topic("late").await;
+    assert_eq!(new.archive_topic("late").await.0, StatusCode::OK);
+    old.stop().await;
+    new.stop().await;
+}
+
 /// Whatever is missing of the local logs, they go on where the archive ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_that_are_missing_go_on_where_the_archive_ends() {
     let (store, disk) = (Store::new(), tempfile::tempdir().unwrap());
     let broker = store.start(disk.path()).await;
-    broker.create_topic().await;
+    broker.create_topic(TOPIC).await;
     let mut places = broker.produce(0..100).await;
     assert_eq!(broker.archive().await.0, StatusCode::OK);
     let topic = broker.topic().await;
