@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
@@ -17,8 +18,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thermocline::Broker;
 use thermocline_config::{ByteSize, Config, StoreConfig};
+use thermocline_ingest::clock::SystemClock;
 use thermocline_ingest::metadata::MetadataStore;
+use thermocline_ingest::model::{self, PartitionId, TopicId, TopicName};
 use thermocline_ingest::topics;
+use thermocline_tiering::manifest::{Change, CommitOutcome, ManifestStore};
+use thermocline_tiering::paths::PartitionPath;
 use thermocline_tiering::restore;
 use thermocline_tiering::store::ColdStore;
 
@@ -74,8 +79,8 @@ impl Running {
         (answer.status(), answer.json().await.unwrap())
     }
 
-    async fn create_topic(&self) {
-        let topic = json!({"name": TOPIC, "partitions": PARTITIONS, "configs": {"retention.ms": "31536000000"}});
+    async fn create_topic(&self, name: &str) {
+        let topic = json!({"name": name, "partitions": PARTITIONS, "configs": {"retention.ms": "31536000000"}});
         assert_eq!(self.post("/v1/topics", &topic).await.0, StatusCode::CREATED);
     }
 
@@ -88,7 +93,11 @@ impl Running {
     }
 
     async fn archive(&self) -> (StatusCode, Value) {
-        self.post(&format!("/v1/topics/{TOPIC}/archive"), &json!({})).await
+        self.archive_topic(TOPIC).await
+    }
+
+    async fn archive_topic(&self, name: &str) -> (StatusCode, Value) {
+        self.post(&format!("/v1/topics/{name}/archive"), &json!({})).await
     }
 
     /// Messages `numbers`, turn about; the place each was acknowledged for.
@@ -166,7 +175,7 @@ fn text(n: usize) -> String {
 async fn an_empty_disk_takes_up_what_the_store_has() {
     let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let old = store.start(old_disk.path()).await;
-    old.create_topic().await;
+    old.create_topic(TOPIC).await;
     let mut places = old.produce(0..300).await;
     assert_eq!(old.archive().await.0, StatusCode::OK);
     let topic = old.topic().await;
@@ -208,7 +217,7 @@ async fn an_empty_disk_takes_up_what_the_store_has() {
 async fn a_running_broker_is_refused_at_its_next_commit_after_a_take_over() {
     let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let old = store.start(old_disk.path()).await;
-    old.create_topic().await;
+    old.create_topic(TOPIC).await;
     let places = old.produce(0..100).await;
     assert_eq!(old.archive().await.0, StatusCode::OK);
     let new = store.start(new_disk.path()).await;
@@ -233,16 +242,44 @@ async fn a_running_broker_is_refused_at_its_next_commit_after_a_take_over() {
     new.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_only_the_replaced_broker_knows_is_not_archived() {
+    let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let old = store.start(old_disk.path()).await;
+    let new = store.start(new_disk.path()).await;
+    old.create_topic("late").await;
+    let (status, answer) = old.archive_topic("late").await;
+    assert!(!status.is_success(), "{answer}");
+    old.check_fenced().await;
+    new.create_topic("late").await;
+    assert_eq!(new.archive_topic("late").await.0, StatusCode::OK);
+    old.stop().await;
+    new.stop().await;
+}
+
+/// As the first broker, of epoch 1, would have done it.
+async fn raise_log_start(store: &Store, id: &Value, partition: i32, start: i64) {
+    let cold = ColdStore::open(&store.config(), store.0.path()).unwrap();
+    let id = TopicId(id.as_str().unwrap().parse().unwrap());
+    let path = PartitionPath::new(TopicName::new(TOPIC).unwrap(), id, PartitionId(partition));
+    let manifests = ManifestStore::new(cold, 1, Arc::new(SystemClock));
+    let head = manifests.load(&path).await.unwrap();
+    let raised = manifests.commit(&head, Change::RaiseLogStart(model::Offset(start))).await.unwrap();
+    assert!(matches!(raised, CommitOutcome::Committed(_)));
+}
+
 /// Whatever is missing of the local logs, they go on where the archive ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_that_are_missing_go_on_where_the_archive_ends() {
     let (store, disk) = (Store::new(), tempfile::tempdir().unwrap());
     let broker = store.start(disk.path()).await;
-    broker.create_topic().await;
+    broker.create_topic(TOPIC).await;
     let mut places = broker.produce(0..100).await;
     assert_eq!(broker.archive().await.0, StatusCode::OK);
     let topic = broker.topic().await;
     broker.stop().await;
+    raise_log_start(&store, &topic["id"], 1, 20).await;
+    places.retain(|(partition, offset), _| *partition == 0 || *offset >= 20);
 
     // Died after the topics were adopted, before anything else was done.
     let adopting = tempfile::tempdir().unwrap();
@@ -253,7 +290,7 @@ async fn logs_that_are_missing_go_on_where_the_archive_ends() {
     drop(metadata);
     let broker = store.start(adopting.path()).await;
     assert_eq!(broker.topic().await, topic);
-    assert_eq!(broker.fetch(100).await, places);
+    assert_eq!(broker.fetch(80).await, places);
     places.extend(broker.produce(100..110).await);
     assert_eq!(broker.archive().await.0, StatusCode::OK);
     broker.stop().await;
@@ -261,7 +298,7 @@ async fn logs_that_are_missing_go_on_where_the_archive_ends() {
     // The folder of the logs was lost, the catalogue was not.
     std::fs::remove_dir_all(adopting.path().join("hot")).unwrap();
     let broker = store.start(adopting.path()).await;
-    assert_eq!(broker.fetch(110).await, places);
+    assert_eq!(broker.fetch(90).await, places);
     assert_eq!(broker.produce(110..111).await.into_keys().next(), Some((0, 55)));
     broker.stop().await;
 }

@@ -20,6 +20,9 @@
 //! | any or none | has not taken over yet | a take-over: every partition is claimed before ports open |
 //! | by another instance | has taken over before | we were replaced, and our disk is behind: no claim, no commit, reads only |
 //!
+//! A partition that the broker which took over does not know, because its topic was archived by the older one only
+//! later, has no claim in its manifest. So before its first commit to a partition a broker looks for newer epochs.
+//!
 //! "Taken over" is a fact in the metadata store, written when all partitions are claimed. A replaced broker does not
 //! win the store back by being restarted: what it had acknowledged and not archived lies at offsets that the other has
 //! given to other records. Its local log is left as it is, so that this can be read. To make its machine the one that
@@ -158,7 +161,7 @@ fn encode(claim: &Claim) -> Result<Vec<u8>, EpochError> {
     Ok(json)
 }
 
-async fn newest_claim(store: &ColdStore) -> Result<Option<u64>, StoreError> {
+pub(crate) async fn newest_claim(store: &ColdStore) -> Result<Option<u64>, StoreError> {
     let (objects, _) = store.list_folder(&paths::epochs_root()).await?;
     Ok(objects.iter().filter_map(|meta| paths::parse_epoch(&meta.location)).max())
 }

@@ -9,7 +9,7 @@ use super::format::DecodedPart;
 use super::*;
 use crate::paths::{AttemptId, ObjectKind, RangeName};
 use crate::store::ColdStore;
-use crate::testing::{FaultyStore, manifest_store, path, write_golden_if_asked};
+use crate::testing::{Fault, FaultyStore, manifest_store, path, write_golden_if_asked};
 
 fn object(kind: ObjectKind, base: i64, last: i64, attempt: AttemptId) -> ObjectRef {
     let key = path().object(&RangeName { kind, base: Offset(base), last: Offset(last), attempt });
@@ -301,6 +301,40 @@ async fn strangers_and_old_versions_in_the_folder_do_not_matter() {
     // But a damaged newest version is no reason to go back in time.
     store.put(&path().manifest(9), "{}".into()).await.unwrap();
     assert!(matches!(manifests.load(&path()).await, Err(ManifestError::Corrupt { .. })));
+}
+
+/// A commit that seals parts, merges or expires, cut off at every request: the newest version is the one before or the
+/// one after, and whole.
+#[tokio::test]
+async fn a_commit_that_dies_anywhere_happened_or_did_not() {
+    let files = 2 * PART_FILES as i64 - 1 + (2 * PART_FANOUT * PART_FILES) as i64;
+    let changes = [
+        Change::Append(Arc::new(file(files * 10, files * 10 + 9))),
+        Change::Merge(Arc::new(file(10, 639))),
+        Change::RaiseLogStart(Offset(777)),
+    ];
+    let base = Arc::new(InMemory::new());
+    let before = with_files(&manifest_store(FaultyStore::healthy(base.clone()).cold(0), 1), files).await;
+    for (change, fault) in changes.into_iter().flat_map(|c| [(c.clone(), Fault::Before), (c, Fault::After)]) {
+        let mut outcomes = (0, 0);
+        for fail_at in 0.. {
+            let inner = Arc::new(base.fork());
+            let dying = FaultyStore::dying(inner.clone(), fail_at, fault);
+            let committed = manifest_store(dying.cold(0), 1).commit(&before, change.clone()).await;
+            let after = manifest_store(FaultyStore::healthy(inner).cold(0), 2).load(&path()).await.unwrap();
+            if let Ok(committed) = committed {
+                assert!(matches!(committed, CommitOutcome::Committed(next) if next == after));
+                break;
+            }
+            if after == before {
+                outcomes.0 += 1;
+            } else {
+                assert_eq!(after.manifest().version, before.manifest().version + 1);
+                outcomes.1 += 1;
+            }
+        }
+        assert!(outcomes.1 > 0 && (outcomes.0 > 0 || fault == Fault::After), "{change:?} {fault:?}: {outcomes:?}");
+    }
 }
 
 #[test]

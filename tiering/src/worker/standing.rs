@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::partition::PartitionArchive;
 use super::{LOADS_IN_FLIGHT, SUPERSEDED_MAX, Tiering, TieringError, blocking};
-use crate::epoch::Standing;
+use crate::epoch::{self, Standing};
 use crate::manifest::{Change, CommitOutcome, Fenced, ManifestError, ManifestHead};
 use crate::paths;
 use crate::restore::TopicFile;
@@ -92,7 +92,8 @@ impl Tiering {
         Ok(())
     }
 
-    /// Writes what the topic is beside its manifests, unless the store says so already. See `restore.rs`.
+    /// Before the first commit to a partition: makes sure that no other broker has taken over, and writes what the topic
+    /// is beside its manifests, unless the store says so already. See `restore.rs`.
     pub(super) async fn describe_topic(&self, archive: &PartitionArchive) -> Result<(), ManifestError> {
         let (name, id) = (&archive.path.topic, archive.path.topic_id);
         let Some(topic) = self.topics.by_id(id) else { return Ok(()) };
@@ -103,6 +104,11 @@ impl Tiering {
         }
         let root = || paths::topic_root(name, id).to_string();
         let failed = |source: StoreError| ManifestError::Store { partition: root(), source };
+        if let Some(newer) = epoch::newest_claim(&self.store).await.map_err(failed)?
+            && newer > self.manifests.epoch()
+        {
+            return Err(self.manifests.fence(root(), newer));
+        }
         let stored = TopicFile::read(&self.store, name, id).await.map_err(failed)?;
         let as_stored = |file: &TopicFile| file.partitions == wanted.partitions && file.configs == wanted.configs;
         if !stored.as_ref().is_some_and(as_stored) {
