@@ -241,8 +241,9 @@ impl Tiering {
     /// Makes the map of partitions follow the catalogue. A topic that is new has a fresh id, hence an empty folder, so
     /// its manifest is loaded only when it is first archived. Returns the archives of topics that are gone.
     fn follow_topics(&self) -> Vec<Arc<PartitionArchive>> {
-        let topics = self.topics.list();
         let mut partitions = self.partitions.write();
+        // Under the lock: a topic that is taken up meanwhile must not look like one that is gone.
+        let topics = self.topics.list();
         let mut gone = std::mem::take(&mut *partitions);
         for partition in topics.iter().filter(|topic| !topic.is_internal()).flat_map(|topic| &topic.partitions) {
             let path = path_of(partition);
