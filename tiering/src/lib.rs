@@ -13,6 +13,7 @@ pub mod paths;
 pub mod pipeline;
 pub mod reader;
 pub mod retention;
+pub mod scrub;
 pub mod split;
 pub mod store;
 pub mod verify;

@@ -42,7 +42,7 @@ pub use pace::Pace;
 /// Read at once where reading has a pace.
 const PIECE_BYTES: u64 = 4 << 20;
 /// What an object costs of a pace at least: a request is not free, however small its answer.
-const OBJECT_COST_BYTES: u64 = 64 << 10;
+pub(crate) const OBJECT_COST_BYTES: u64 = 64 << 10;
 
 /// What is wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -253,5 +253,7 @@ fn content(what: &'static str, expected: &dyn Display, found: &dyn Display) -> F
     Fault::Content { what, expected: expected.to_string(), found: found.to_string() }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! Keeps every partition's archive up to date: finds sealed segments, runs the pipeline under a budget, retries, and
-//! runs the janitor.
+//! runs the janitor and the scrub.
 //!
 //! # Invariants
 //! 1. One job at a time changes a partition's archive: whoever holds its head lock (background job, `archive_now`,
@@ -38,6 +38,7 @@ use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
 use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, StageOptions};
+use crate::scrub::{DamagedFile, Scrubber};
 use crate::split::SplitOptions;
 use crate::store::ColdStore;
 use partition::{Key, PartitionArchive};
@@ -123,6 +124,7 @@ pub struct Tiering {
     manifests: ManifestStore,
     archiver: Archiver,
     janitor: Janitor,
+    scrubber: Scrubber,
     workers: Semaphore,
     partitions: RwLock<HashMap<Key, Arc<PartitionArchive>>>,
 }
@@ -159,6 +161,13 @@ impl Tiering {
             blocks: BlockCache::new(store.clone(), blocks_max_bytes, tokio::runtime::Handle::current()),
             archiver: Archiver::new(store.clone(), manifests.clone(), &config, metrics.clone()),
             janitor: Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics.clone(), ages),
+            scrubber: Scrubber::new(
+                store.clone(),
+                manifests.clone(),
+                clock.clone(),
+                metrics.clone(),
+                config.scrub_rate.as_u64(),
+            ),
             workers: Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)),
             partitions: RwLock::default(),
             config,
@@ -178,7 +187,7 @@ impl Tiering {
         Ok(tiering)
     }
 
-    /// Background archiving, expiry by retention, janitor; ends when `shutdown` is cancelled, abandoning the jobs under
+    /// Background archiving, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning the jobs under
     /// way (each leaves orphans or a finished commit, never less). Local copies are trimmed by `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
         schedule::run(self, shutdown).await;
@@ -205,6 +214,11 @@ impl Tiering {
         let key = (partition.topic_id(), partition.topic_partition().partition);
         let archive = self.partitions.read().get(&key).cloned();
         archive.map_or_else(|| Arc::new(Manifest::empty(&path_of(partition))), |archive| archive.manifest())
+    }
+
+    /// The files of a partition that the scrub found damaged, in offset order.
+    pub fn damaged_files(&self, partition: &Partition) -> Vec<DamagedFile> {
+        self.scrubber.damaged_files(&path_of(partition))
     }
 
     pub fn store(&self) -> &ColdStore {

@@ -6,13 +6,11 @@ use thermocline_ingest::clock::ManualClock;
 use thermocline_ingest::model::{PartitionId, TopicId};
 
 use super::*;
-use crate::manifest::{Change, CommitOutcome, PART_FILES};
-use crate::pipeline::{StageOptions, Stager};
-use crate::split::SplitOptions;
-use crate::testing::{FaultyStore, batches, manifest_store, path, some_records, stage_options, undecodable};
+use crate::manifest::{Change, PART_FILES};
+use crate::testing::{FaultyStore, manifest_store, path};
+use crate::verify::testing::{RECORDS, archive, commit, upload};
 
 const EVERYTHING: Sample = Sample { share: 1.0, seed: 0 };
-const RECORDS: usize = 20;
 
 fn survey_at(store: &ColdStore, sample: Sample, rate: Option<NonZeroU64>) -> Survey {
     Survey::new(SurveyOptions { store: store.clone(), clock: Arc::new(ManualClock::default()), sample, rate })
@@ -26,40 +24,6 @@ async fn report(store: &ColdStore, sample: Sample) -> PartitionReport {
     let mut report = PartitionReport::new(path());
     survey(store, sample).partition(&mut report, &|_| {}).await.unwrap();
     report
-}
-
-/// The objects of a file of [`RECORDS`] records and, if `raw`, a batch of as many that is kept raw, uploaded.
-async fn upload(store: &ColdStore, base: Offset, records: usize, raw: bool) -> Arc<DataFile> {
-    let mut segment = batches(base.0, &some_records(records), 10);
-    if raw {
-        segment.push(undecodable(base.0 + records as i64, records));
-    }
-    let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
-    let split = Some(SplitOptions { json: false, positions: false });
-    let options = StageOptions { split, ..stage_options(64 << 20) };
-    let staged = Stager::new(source, base, options).next_file().unwrap().unwrap();
-    for (key, bytes) in staged.objects() {
-        store.put(key, bytes.clone()).await.unwrap();
-    }
-    Arc::new(staged.file().clone())
-}
-
-async fn commit(manifests: &ManifestStore, head: &ManifestHead, change: Change) -> ManifestHead {
-    match manifests.commit(head, change).await.unwrap() {
-        CommitOutcome::Committed(next) => next,
-        CommitOutcome::Superseded(newest) => panic!("superseded by {newest:?}"),
-    }
-}
-
-/// So many files, one after the other; the first has a raw batch.
-async fn archive(store: &ColdStore, files: usize) -> ManifestHead {
-    let manifests = manifest_store(store.clone(), 1);
-    let mut head = manifests.load(&path()).await.unwrap();
-    for n in 0..files {
-        let file = upload(store, head.manifest().next_offset(), RECORDS, n == 0).await;
-        head = commit(&manifests, &head, Change::Append(file)).await;
-    }
-    head
 }
 
 fn store() -> (FaultyStore, ColdStore) {
