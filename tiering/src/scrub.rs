@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::manifest::{DataFile, Manifest, ManifestError, ManifestStore};
 use crate::metrics::TieringMetrics;
-use crate::paths::PartitionPath;
+use crate::paths::{ObjectKind, PartitionPath};
 use crate::store::ColdStore;
 use crate::verify::{Damage, FileCheck, Pace, VerifyError, check_named, file_bytes};
 
@@ -90,8 +90,11 @@ impl Scrubber {
 
     /// The files of a partition that are known to be damaged, in offset order.
     pub fn damaged_files(&self, path: &PartitionPath) -> Vec<DamagedFile> {
-        // Keys of one partition share a prefix and sort by offset.
-        self.damaged.lock().values().filter(|damaged| damaged.path == *path).cloned().collect()
+        // The keys of one partition share a prefix, and sort by offset.
+        let folder = format!("{}/", path.folder(ObjectKind::Data));
+        let damaged = self.damaged.lock();
+        let of_partition = damaged.range(folder.clone()..).take_while(|(key, _)| key.starts_with(&folder));
+        of_partition.map(|(_, found)| found.clone()).collect()
     }
 
     /// Never ends.

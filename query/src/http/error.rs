@@ -9,7 +9,7 @@ use thermocline_ingest::topics::TopicError;
 use thermocline_tiering::pipeline::ArchiveError;
 use thermocline_tiering::worker::TieringError;
 
-use crate::replay::ReplayError;
+use crate::replay::{ReplayError, UNDECODABLE_BATCH};
 use crate::search::{SearchError, SearchErrorKind};
 
 /// Why a request is not answered with what it asked for.
@@ -101,6 +101,8 @@ impl From<ReplayError> for ApiError {
             ReplayError::BelowLogStart { .. } | ReplayError::Read(ReadError::OutOfRange { .. }) => {
                 Self::new(StatusCode::BAD_REQUEST, "offset_out_of_range", error)
             }
+            ReplayError::CannotMark => Self::bad_request(error),
+            ReplayError::Undecodable { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, UNDECODABLE_BATCH, error),
             _ => Self::fault(&error),
         }
     }
