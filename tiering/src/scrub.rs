@@ -1,15 +1,15 @@
 //! The scrub: reads every archived file again, slowly and for ever, and says what has been damaged since.
 //!
-//! **Order.** A stable walk: partitions by topic id and number, files by offset, round and round from a place that is
-//! chosen at random when the broker starts. Nothing is remembered over a restart, so nothing has to be written; a
+//! **Order.** A stable walk: partitions by topic id and number, of each the manifest with its parts and then the files
+//! by offset, round and round from a place that is chosen at random when the broker starts. Nothing is remembered over a restart, so nothing has to be written; a
 //! broker that is often restarted in the middle of a pass still comes to every file, for it starts each time somewhere
 //! else, and a pass goes round to where it began.
 //!
 //! **Rate.** `tiering.scrub_rate` bytes per second, one request to the store and one decoding thread at a time, beside
 //! `tiering.memory_max` the memory of one data file.
 //!
-//! **What is found** is logged once as an error, counted, and remembered until the file is found sound or is not named
-//! by the manifest any more. Nothing is repaired, even while the log still has the records: a second copy of the same
+//! **What is found** is logged once as an error, counted, and remembered until it is found sound or is not named by the
+//! manifest any more. Nothing is repaired, even while the log still has the records: a second copy of the same
 //! range needs a decision about why the first went bad. A store that does not answer is waited for.
 //!
 //! | died here | then |
@@ -31,15 +31,15 @@ use tokio::time::{Instant, sleep};
 
 use crate::manifest::{DataFile, Manifest, ManifestError, ManifestStore};
 use crate::metrics::TieringMetrics;
-use crate::paths::{ObjectKind, PartitionPath};
+use crate::paths::PartitionPath;
 use crate::store::ColdStore;
-use crate::verify::{Damage, FileCheck, Pace, VerifyError, check_named, file_bytes};
+use crate::verify::{Damage, FileCheck, OBJECT_COST_BYTES, Pace, VerifyError, check_named, file_bytes, load_newest};
 
 /// Between two passes, so that an empty archive does not keep a core busy.
 const PASS_PAUSE: Duration = Duration::from_secs(60);
 /// Before a file is tried again after the store did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(60);
-/// Damaged files remembered; further ones are logged and counted only.
+/// Damaged files and manifests remembered; further ones are logged and counted only.
 const DAMAGED_FILES_MAX: usize = 10_000;
 
 /// Where the files are.
@@ -50,11 +50,12 @@ pub(crate) trait Archives: Sync {
     fn manifest(&self, path: &PartitionPath) -> Option<Arc<Manifest>>;
 }
 
-/// A file that the manifest names and the store does not hold as it should.
+/// An archived file, or a manifest, that the store does not hold as it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedFile {
     pub path: PartitionPath,
-    pub file: Arc<DataFile>,
+    /// None for the manifest
+    pub file: Option<Arc<DataFile>>,
     /// at most one per object, never empty
     pub damage: Vec<Damage>,
     pub found_at: Timestamp,
@@ -68,9 +69,11 @@ pub struct Scrubber {
     metrics: Arc<TieringMetrics>,
     /// None = off
     pace: Option<Pace>,
-    /// by the key of the data object
-    damaged: Mutex<BTreeMap<String, DamagedFile>>,
+    damaged: Mutex<BTreeMap<DamageKey, DamagedFile>>,
 }
+
+/// Of a file the key of its data object.
+type DamageKey = (TopicId, PartitionId, Option<String>);
 
 /// A place in the walk.
 type Place = (TopicId, PartitionId, Offset);
@@ -88,12 +91,10 @@ impl Scrubber {
         Self { store, manifests, clock, metrics, pace, damaged: Mutex::default() }
     }
 
-    /// The files of a partition that are known to be damaged, in offset order.
+    /// What is known to be damaged of a partition: the manifest first, then the files in offset order.
     pub fn damaged_files(&self, path: &PartitionPath) -> Vec<DamagedFile> {
-        // The keys of one partition share a prefix, and sort by offset.
-        let folder = format!("{}/", path.folder(ObjectKind::Data));
         let damaged = self.damaged.lock();
-        let of_partition = damaged.range(folder.clone()..).take_while(|(key, _)| key.starts_with(&folder));
+        let of_partition = damaged.range(damage_key(path, None)..).take_while(|(_, found)| found.path == *path);
         of_partition.map(|(_, found)| found.clone()).collect()
     }
 
@@ -114,6 +115,7 @@ impl Scrubber {
     async fn pass(&self, archives: &impl Archives, start: Place, pace: &Pace) -> u64 {
         let mut files = 0;
         for (path, range) in legs(archives.paths(), start) {
+            self.check_manifest(&path, pace).await;
             let mut next = range.start;
             while let Some(file) = next_file(archives, &path, next..range.end) {
                 self.forget_what_is_gone(archives);
@@ -126,16 +128,25 @@ impl Scrubber {
         files
     }
 
+    /// The newest version in the store and its parts: what the next start of a broker will read.
+    async fn check_manifest(&self, path: &PartitionPath, pace: &Pace) {
+        pace.take(OBJECT_COST_BYTES).await;
+        match load_newest(&self.store, &self.manifests, path).await {
+            Ok(checked) => self.update(path, None, checked.err().into_iter().collect()),
+            // The files come next, and wait for the store.
+            Err(error) => {
+                let partition = path.root();
+                tracing::warn!(%partition, error = &error as &dyn Error, "the scrub cannot check a manifest, it goes on");
+            }
+        }
+    }
+
     async fn check(&self, path: &PartitionPath, file: &Arc<DataFile>, pace: &Pace) {
         loop {
             match check_named(&self.store, &self.manifests, path, file, Some(pace)).await {
-                Ok(FileCheck::Sound) => self.update(&file.data.key, None),
-                Ok(FileCheck::Damaged(damage)) => {
-                    let (path, file) = (path.clone(), file.clone());
-                    let found_at = self.clock.now();
-                    self.update(&file.data.key.clone(), Some(DamagedFile { path, file, damage, found_at }));
-                }
-                Ok(FileCheck::Replaced(_)) => return self.update(&file.data.key, None),
+                Ok(FileCheck::Sound) => self.update(path, Some(file), Vec::new()),
+                Ok(FileCheck::Damaged(damage)) => self.update(path, Some(file), damage),
+                Ok(FileCheck::Replaced(_)) => return self.update(path, Some(file), Vec::new()),
                 Err(error) if is_transient(&error) => {
                     let key = &file.data.key;
                     tracing::warn!(key, error = &error as &dyn Error, wait = ?STORE_PAUSE, "the scrub waits for the store");
@@ -154,23 +165,24 @@ impl Scrubber {
         }
     }
 
-    /// Notes what a check of the file with this data object came to.
-    fn update(&self, key: &str, found: Option<DamagedFile>) {
+    /// Notes what a check came to; nothing that was damaged before is.
+    fn update(&self, path: &PartitionPath, file: Option<&Arc<DataFile>>, damage: Vec<Damage>) {
+        let key = damage_key(path, file);
         let mut damaged = self.damaged.lock();
-        let before = damaged.remove(key);
-        if let Some(mut found) = found {
-            match before.filter(|before| before.damage == found.damage) {
-                Some(before) => found.found_at = before.found_at,
+        let before = damaged.remove(&key);
+        if !damage.is_empty() {
+            let found_at = match before.filter(|before| before.damage == damage) {
+                Some(before) => before.found_at,
                 None => {
                     self.metrics.scrub_damage.inc();
-                    for Damage { key, fault } in &found.damage {
-                        let (base, last) = (found.file.base_offset, found.file.last_offset);
-                        tracing::error!(key, %fault, %base, %last, "an archived object is damaged");
+                    for Damage { key, fault } in &damage {
+                        tracing::error!(key, %fault, "an archived object is damaged");
                     }
+                    self.clock.now()
                 }
-            }
+            };
             if damaged.len() < DAMAGED_FILES_MAX {
-                damaged.insert(key.to_owned(), found);
+                damaged.insert(key, DamagedFile { path: path.clone(), file: file.cloned(), damage, found_at });
             }
         }
         self.metrics.scrub_damaged_files.set(i64::try_from(damaged.len()).unwrap_or(i64::MAX));
@@ -179,13 +191,18 @@ impl Scrubber {
     /// Takes files off the list that the manifest does not name any more.
     fn forget_what_is_gone(&self, archives: &impl Archives) {
         let mut damaged = self.damaged.lock();
-        damaged.retain(|key, found| {
-            let manifest = archives.manifest(&found.path);
-            let named = manifest.as_ref().and_then(|manifest| manifest.file_for(found.file.base_offset));
-            named.is_some_and(|file| file.data.key == *key)
+        damaged.retain(|_, found| {
+            let Some(manifest) = archives.manifest(&found.path) else { return false };
+            found.file.as_ref().is_none_or(|file| {
+                manifest.file_for(file.base_offset).is_some_and(|newest| newest.data.key == file.data.key)
+            })
         });
         self.metrics.scrub_damaged_files.set(i64::try_from(damaged.len()).unwrap_or(i64::MAX));
     }
+}
+
+fn damage_key(path: &PartitionPath, file: Option<&Arc<DataFile>>) -> DamageKey {
+    (path.topic_id, path.partition, file.map(|file| file.data.key.clone()))
 }
 
 fn is_transient(error: &VerifyError) -> bool {
@@ -207,7 +224,8 @@ fn legs(mut paths: Vec<PartitionPath>, start: Place) -> Vec<(PartitionPath, Rang
     paths.sort_by_key(|path| (path.topic_id, path.partition));
     let at = paths.partition_point(|path| (path.topic_id, path.partition) < (topic_id, partition));
     paths.rotate_left(at);
-    let split = paths.first().filter(|path| (path.topic_id, path.partition) == (topic_id, partition)).cloned();
+    let holds_start = |path: &&PartitionPath| (path.topic_id, path.partition) == (topic_id, partition);
+    let split = paths.first().filter(holds_start).filter(|_| offset > Offset::ZERO).cloned();
     let mut legs: Vec<_> = paths.into_iter().map(|path| (path, Offset::ZERO..Offset(i64::MAX))).collect();
     if let (Some(path), Some((_, first))) = (split, legs.first_mut()) {
         first.start = offset;

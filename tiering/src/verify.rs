@@ -35,7 +35,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::manifest::{DataFile, ManifestError, ManifestHead, ManifestStore, ObjectRef};
 use crate::paths::{self, PartitionPath};
 use crate::pipeline::StagedArchive;
-use crate::store::{ColdStore, StoreError};
+use crate::store::{ColdStore, StoreError, StoreFailure};
 pub use digest::ContentDigest;
 pub use pace::Pace;
 
@@ -72,7 +72,7 @@ pub struct Damage {
 pub enum VerifyError {
     #[error("reading what is to be checked")]
     Store(#[from] StoreError),
-    #[error("loading the manifest again")]
+    #[error("loading the manifest")]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Damaged(#[from] Damage),
@@ -118,22 +118,51 @@ pub async fn check_named(
     file: &Arc<DataFile>,
     pace: Option<&Pace>,
 ) -> Result<FileCheck, VerifyError> {
-    let damage = check_file(store, file, pace).await?;
+    let mut damage = check_file(store, file, pace).await?;
     if damage.is_empty() {
         return Ok(FileCheck::Sound);
     }
-    if is_being_removed(store, path).await? {
-        return Ok(FileCheck::Replaced(ManifestHead::empty(path)));
-    }
-    let head = manifests.load(path).await?;
-    let newest = head.manifest().file_for(file.base_offset);
-    let is_named = |damage: &Damage| newest.is_some_and(|file| file.objects().any(|object| object.key == damage.key));
-    if damage.iter().all(is_named) { Ok(FileCheck::Damaged(damage)) } else { Ok(FileCheck::Replaced(head)) }
+    let newest = match load_newest(store, manifests, path).await? {
+        Ok(newest) => newest,
+        // Nothing says that the file was replaced.
+        Err(manifest) => {
+            damage.push(manifest);
+            return Ok(FileCheck::Damaged(damage));
+        }
+    };
+    let found = newest.manifest().file_for(file.base_offset);
+    let is_named = |damage: &Damage| found.is_some_and(|file| file.objects().any(|object| object.key == damage.key));
+    if damage.iter().all(is_named) { Ok(FileCheck::Damaged(damage)) } else { Ok(FileCheck::Replaced(newest)) }
 }
 
-/// Whether the topic was deleted: its objects go in any order.
-async fn is_being_removed(store: &ColdStore, path: &PartitionPath) -> Result<bool, StoreError> {
-    Ok(store.size_bytes(&paths::tombstone(&path.topic, path.topic_id)).await?.is_some())
+/// The newest manifest of a partition, or what is damaged of it; an empty one where the topic's removal has begun, for
+/// then its objects go in any order.
+pub(crate) async fn load_newest(
+    store: &ColdStore,
+    manifests: &ManifestStore,
+    path: &PartitionPath,
+) -> Result<Result<ManifestHead, Damage>, VerifyError> {
+    let mut loaded = manifests.load(path).await;
+    // A part may go between the reading of the version that names it and its own, when a newer version replaced it.
+    if matches!(&loaded, Err(ManifestError::Store { source, .. }) if source.is_not_found()) {
+        loaded = manifests.load(path).await;
+    }
+    let newest = match loaded {
+        Ok(head) => Ok(head),
+        Err(ManifestError::Corrupt { key, reason }) => Err(Damage { key, fault: Fault::Undecodable { reason } }),
+        Err(ManifestError::Store { partition, source }) => match source.source {
+            StoreFailure::Length { expected, found } => {
+                Err(Damage { key: source.key, fault: Fault::Size { expected, found } })
+            }
+            _ if source.is_not_found() => Err(Damage { key: source.key, fault: Fault::Missing }),
+            _ => return Err(ManifestError::Store { partition, source }.into()),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    // Asked last: what a removal deletes, it deletes after it has made the mark.
+    let tombstone = paths::tombstone(&path.topic, path.topic_id);
+    let is_being_removed = store.size_bytes(&tombstone).await?.is_some();
+    Ok(if is_being_removed { Ok(ManifestHead::empty(path)) } else { newest })
 }
 
 /// Bytes that [`check_named`] reads.

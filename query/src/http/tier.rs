@@ -1,5 +1,5 @@
 //! `GET /v1/topics/{t}/tier`: what is out of order in a topic's archive. Batches that were archived undecoded, each with
-//! its reason, and files that the scrub found damaged.
+//! its reason, and what the scrub found damaged.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(super) struct TierInfo {
     partitions: Vec<PartitionTier>,
 }
 
-/// The counts are of the whole partition, the lists of what was asked for; both in offset order.
+/// The counts are of the whole partition, the lists of what was asked for; in offset order, a damaged manifest first.
 #[derive(Debug, Serialize)]
 struct PartitionTier {
     partition: PartitionId,
@@ -60,9 +60,10 @@ struct RawInfo {
 
 #[derive(Debug, Serialize)]
 struct DamagedInfo {
-    base_offset: Offset,
+    /// `null`, like `last_offset`, where it is the manifest.
+    base_offset: Option<Offset>,
     /// Inclusive.
-    last_offset: Offset,
+    last_offset: Option<Offset>,
     /// Milliseconds since the Unix epoch.
     found_at_ms: i64,
     objects: Vec<DamagedObject>,
@@ -113,7 +114,7 @@ fn of_partition(services: &HttpServices, partition: &Partition, params: &TierPar
             .collect(),
         damaged: damaged
             .into_iter()
-            .filter(|found| found.file.last_offset >= params.from_offset)
+            .filter(|found| found.file.as_ref().is_none_or(|file| file.last_offset >= params.from_offset))
             .take(params.limit)
             .map(DamagedInfo::from)
             .collect(),
@@ -131,8 +132,8 @@ impl From<DamagedFile> for DamagedInfo {
     fn from(found: DamagedFile) -> Self {
         let object = |Damage { key, fault }| DamagedObject { key, reason: fault.to_string() };
         Self {
-            base_offset: found.file.base_offset,
-            last_offset: found.file.last_offset,
+            base_offset: found.file.as_ref().map(|file| file.base_offset),
+            last_offset: found.file.as_ref().map(|file| file.last_offset),
             found_at_ms: found.found_at.0,
             objects: found.damage.into_iter().map(object).collect(),
         }

@@ -46,7 +46,7 @@ struct PartitionInfo {
     index_bytes: u64,
     /// Archived undecoded; which, and why: `GET /v1/topics/{t}/tier`.
     raw_batches: usize,
-    /// As the scrub found them.
+    /// Data files, with split and raw batches, and the manifest, as the scrub found them.
     damaged_files: usize,
 }
 

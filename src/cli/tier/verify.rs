@@ -49,9 +49,9 @@ enum Format {
 /// What is not all good, as the exit status tells it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Verdict {
-    #[error("{objects} objects are damaged")]
+    #[error("damaged objects: {objects}")]
     Damaged { objects: usize },
-    #[error("{objects} objects are damaged, and not everything could be checked")]
+    #[error("damaged objects: {objects}; not everything could be checked")]
     DamagedAtLeast { objects: usize },
     #[error("the cold tier could not be checked")]
     Unchecked,

@@ -18,10 +18,10 @@ use thermocline_ingest::clock::Clock;
 use thermocline_ingest::model::{Offset, TopicName};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Damage, Fault, FileCheck, Pace, VerifyError, check_named, file_bytes, is_being_removed};
-use crate::manifest::{DataFile, ManifestError, ManifestHead, ManifestStore, ObjectRef, RawBatch};
+use super::{Damage, FileCheck, Pace, VerifyError, check_named, file_bytes, load_newest};
+use crate::manifest::{DataFile, ManifestHead, ManifestStore, ObjectRef, RawBatch};
 use crate::paths::{self, ObjectKind, PartitionPath};
-use crate::store::{ColdStore, StoreError, StoreFailure};
+use crate::store::{ColdStore, StoreError};
 
 /// Commits that may come in between without a file being checked, before a partition is given up as too restless.
 const REPLACED_MAX: usize = 8;
@@ -130,7 +130,13 @@ impl Survey {
         for kind in ObjectKind::ALL {
             listed.extend(self.store.list_folder(&path.folder(kind)).await.map_err(|e| failed(e.into()))?.0);
         }
-        let Some(mut head) = self.load(report).await.map_err(failed)? else { return Ok(()) };
+        let mut head = match load_newest(&self.store, &self.manifests, &path).await.map_err(failed)? {
+            Ok(head) => head,
+            Err(damage) => {
+                report.damage.push(damage);
+                return Ok(());
+            }
+        };
         report.describe(&head, &listed);
         let end = head.manifest().archived_through();
         let (mut next, mut replaced) = (Offset::ZERO, 0);
@@ -155,33 +161,6 @@ impl Survey {
             next = file.last_offset.next();
         }
         Ok(())
-    }
-
-    /// The newest manifest; `None` where it, or a part of it, is damaged, which is then in the report, and where the
-    /// topic is being removed.
-    async fn load(&self, report: &mut PartitionReport) -> Result<Option<ManifestHead>, VerifyError> {
-        let path = &report.path;
-        // A part may go between the listing of versions and its reading, when a newer version has replaced it.
-        let mut loaded = self.manifests.load(path).await;
-        if matches!(&loaded, Err(ManifestError::Store { source, .. }) if source.is_not_found()) {
-            loaded = self.manifests.load(path).await;
-        }
-        let damage = match loaded {
-            Ok(head) => return Ok(Some(head)),
-            Err(ManifestError::Corrupt { key, reason }) => Damage { key, fault: Fault::Undecodable { reason } },
-            Err(ManifestError::Store { partition, source }) => match source.source {
-                StoreFailure::Length { expected, found } => {
-                    Damage { key: source.key, fault: Fault::Size { expected, found } }
-                }
-                _ if source.is_not_found() => Damage { key: source.key, fault: Fault::Missing },
-                _ => return Err(ManifestError::Store { partition, source }.into()),
-            },
-            Err(error) => return Err(error.into()),
-        };
-        if !is_being_removed(&self.store, path).await? {
-            report.damage.push(damage);
-        }
-        Ok(None)
     }
 }
 

@@ -8,6 +8,7 @@ use thermocline_ingest::model::{PartitionId, TopicId};
 use super::*;
 use crate::manifest::{Change, PART_FILES};
 use crate::testing::{FaultyStore, manifest_store, path};
+use crate::verify::Fault;
 use crate::verify::testing::{RECORDS, archive, commit, upload};
 
 const EVERYTHING: Sample = Sample { share: 1.0, seed: 0 };
