@@ -5,7 +5,7 @@
 //! broker that is often restarted in the middle of a pass still comes to every file, for it starts each time somewhere
 //! else, and a pass goes round to where it began.
 //!
-//! **Rate.** `tiering.scrub_rate` bytes per second, one request to the store and one decoding thread at a time, beside
+//! **Rate.** `tiering.scrub_rate` bytes per second, a pass a day at most, one request to the store and one decoding thread at a time, beside
 //! `tiering.memory_max` the memory of one data file.
 //!
 //! **What is found** is logged once as an error, counted, and remembered until it is found sound or is not named by the
@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use rand::Rng;
 use thermocline_ingest::clock::Clock;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::manifest::{DataFile, Manifest, ManifestError, ManifestStore};
 use crate::metrics::TieringMetrics;
@@ -35,8 +35,9 @@ use crate::paths::PartitionPath;
 use crate::store::ColdStore;
 use crate::verify::{Damage, FileCheck, OBJECT_COST_BYTES, Pace, VerifyError, check_named, file_bytes, load_newest};
 
-/// Between two passes, so that an empty archive does not keep a core busy.
-const PASS_PAUSE: Duration = Duration::from_secs(60);
+/// From the beginning of one pass to that of the next at least: an archive that is read in a minute need not be read
+/// every minute.
+const PASS_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Before a file is tried again after the store did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(60);
 /// Damaged files and manifests remembered; further ones are logged and counted only.
@@ -107,7 +108,7 @@ impl Scrubber {
             if self.pass(archives, start, pace).await > 0 {
                 self.metrics.scrub_pass_seconds.set(began.elapsed().as_secs_f64());
             }
-            sleep(PASS_PAUSE).await;
+            sleep_until(began + PASS_INTERVAL).await;
         }
     }
 
@@ -115,7 +116,10 @@ impl Scrubber {
     async fn pass(&self, archives: &impl Archives, start: Place, pace: &Pace) -> u64 {
         let mut files = 0;
         for (path, range) in legs(archives.paths(), start) {
-            self.check_manifest(&path, pace).await;
+            let Some(manifest) = archives.manifest(&path) else { continue };
+            if manifest.version > 0 {
+                self.check_manifest(&path, pace).await;
+            }
             let mut next = range.start;
             while let Some(file) = next_file(archives, &path, next..range.end) {
                 self.forget_what_is_gone(archives);
@@ -165,7 +169,7 @@ impl Scrubber {
         }
     }
 
-    /// Notes what a check came to; nothing that was damaged before is.
+    /// Notes what a check came to: `damage` takes the place of what was noted before.
     fn update(&self, path: &PartitionPath, file: Option<&Arc<DataFile>>, damage: Vec<Damage>) {
         let key = damage_key(path, file);
         let mut damaged = self.damaged.lock();

@@ -216,7 +216,7 @@ impl Tiering {
         archive.map_or_else(|| Arc::new(Manifest::empty(&path_of(partition))), |archive| archive.manifest())
     }
 
-    /// The files of a partition that the scrub found damaged, in offset order.
+    /// What the scrub found damaged of a partition: the manifest first, then files in offset order.
     pub fn damaged_files(&self, partition: &Partition) -> Vec<DamagedFile> {
         self.scrubber.damaged_files(&path_of(partition))
     }

@@ -185,6 +185,18 @@ fn staged(decodable: usize) -> StagedArchive {
     Stager::new(source, Offset::ZERO, options).next_file().unwrap().unwrap()
 }
 
+/// Without any row there is still a file, and a split, to be read back.
+#[tokio::test]
+async fn a_file_of_raw_batches_alone_reads_back() {
+    let store = FaultyStore::healthy(Arc::new(InMemory::new())).cold(0);
+    let staged = staged(0);
+    assert_eq!((staged.file().rows, staged.objects().len()), (0, 3));
+    for (key, bytes) in staged.objects() {
+        store.put(key, bytes.clone()).await.unwrap();
+    }
+    read_back(&store, &staged).await.unwrap();
+}
+
 #[test]
 fn a_split_of_other_records_is_found() {
     let (staged, shorter) = (staged(100), staged(50));
