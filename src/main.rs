@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use cli::tier::Verdict;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
         Err(e) if cli::output::is_closed(&e) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "error: {e:#}");
-            ExitCode::FAILURE
+            e.downcast_ref::<Verdict>().map_or(ExitCode::FAILURE, Verdict::exit_code)
         }
     }
 }

@@ -92,6 +92,7 @@ async fn topics_come_and_go() {
     let zeroes = json!({
         "partition": 2, "log_start_offset": 0, "local_start_offset": 0, "high_watermark": 0, "last_stable_offset": 0,
         "archived_through": 0, "indexed_through": 0, "hot_bytes": 0, "cold_bytes": 0, "cold_files": 0, "index_bytes": 0,
+        "raw_batches": 0, "damaged_files": 0,
     });
     assert_eq!(clicks["partitions"][2], zeroes);
     let names = |list: &Value| -> Vec<String> {

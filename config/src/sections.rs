@@ -143,6 +143,8 @@ pub struct TieringConfig {
     /// Wait after a failed attempt; doubled each time up to `retry_backoff_max`.
     pub retry_backoff: HumanDuration,
     pub retry_backoff_max: HumanDuration,
+    /// Bytes per second at which archived files are read again and checked; 0 = not at all.
+    pub scrub_rate: ByteSize,
     /// Age an unreferenced object must have before it is collected.
     pub orphan_min_age: HumanDuration,
     pub retired_min_age: HumanDuration,
@@ -273,6 +275,7 @@ impl Default for TieringConfig {
             interval: HumanDuration::secs(1),
             retry_backoff: HumanDuration::secs(1),
             retry_backoff_max: HumanDuration::secs(60),
+            scrub_rate: ByteSize::mib(4),
             orphan_min_age: HumanDuration::secs(86_400),
             retired_min_age: HumanDuration::secs(600),
         }

@@ -214,6 +214,7 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
     let backoff_max = tiering.retry_backoff_max;
     checks.range("tiering.retry_backoff_max", backoff_max, TICK_MIN, HumanDuration::secs(86_400));
     checks.at_most("tiering.retry_backoff", tiering.retry_backoff, "tiering.retry_backoff_max", backoff_max);
+    checks.range("tiering.scrub_rate", tiering.scrub_rate, ByteSize::bytes(0), MEMORY_BYTES_MAX);
     checks.range("tiering.retired_min_age", tiering.retired_min_age, RETIRED_AGE_MIN, AGE_MAX);
     checks.range("tiering.orphan_min_age", tiering.orphan_min_age, ORPHAN_AGE_MIN, AGE_MAX);
 }

@@ -4,7 +4,8 @@
 //! - Order is that of the offsets within a partition; partitions follow one another.
 //! - The end of every partition is its high watermark when the replay began; what is produced later is not in it.
 //! - Each message of the range comes exactly once, or the stream ends with an error. It never looks complete when it
-//!   is not.
+//!   is not, unless the request says that batches which cannot be decoded may be left out.
+//! - Before an error comes what was decoded until then.
 //! - Memory is bounded: one read of `READ_BYTES` and one output chunk, which grows past `CHUNK_BYTES` by one batch at
 //!   most. The next batch is decoded when the receiver has taken the last chunk.
 
@@ -24,12 +25,25 @@ use thermocline_tiering::manifest::Manifest;
 
 use crate::message::of_record;
 use rows::Rows;
-pub use rows::{Format, RowsError};
+pub use rows::{Format, RowsError, UNDECODABLE_BATCH};
 
 /// Bytes of record batches asked of the reader at once.
 const READ_BYTES: usize = 1 << 20;
 /// Output collected before it is handed on.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// What becomes of a batch that cannot be decoded. Nobody can say which messages it holds, only at which offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Undecodable {
+    /// The replay ends there with an error, as it does for Kafka's own consumers.
+    #[default]
+    Stop,
+    /// A line in its place says so; for [`Format::Ndjson`] only.
+    Mark,
+    /// It is left out.
+    Skip,
+}
 
 /// Which messages to replay; all of the topic by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +58,7 @@ pub struct ReplayRequest {
     pub to: Option<Timestamp>,
     /// Most messages, over all partitions.
     pub limit: Option<u64>,
+    pub undecodable: Undecodable,
 }
 
 /// Why a replay cannot begin or go on.
@@ -56,10 +71,12 @@ pub enum ReplayError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(
-        "the batch of {partition} that ends before offset {next} cannot be decoded ({source}); replay what follows with partition={} and from_offset={next}",
+        "the batch of {partition} that ends before offset {next} cannot be decoded ({source}); replay what follows with partition={} and from_offset={next}, or all of it with undecodable=skip",
         partition.partition
     )]
     Undecodable { partition: TopicPartition, next: Offset, source: BatchError },
+    #[error("undecodable=mark needs format=ndjson: a line can say what is missing, a row cannot; use undecodable=skip")]
+    CannotMark,
     #[error(
         "what was read of {partition} from offset {offset} on is not a run of batches ({source}); check the disk and the store"
     )]
@@ -102,14 +119,17 @@ struct Decoding {
     to: Option<Timestamp>,
     /// Messages that may still be given.
     left: u64,
+    undecodable: Undecodable,
 }
 
 struct Replay {
     reader: Arc<dyn LogReader>,
     pending: VecDeque<Pending>,
     current: Option<Current>,
-    /// None only while a thread has it.
+    /// None only while a thread has it, and after the end.
     decoding: Option<Decoding>,
+    /// Why decoding cannot go on; told once what was decoded before has been given.
+    failed: Option<ReplayError>,
 }
 
 /// Starts a replay of `topic`; the ends of its partitions are fixed now. `manifest_of` gives the archive's state, from
@@ -121,6 +141,9 @@ pub fn replay(
     request: &ReplayRequest,
     format: Format,
 ) -> Result<impl Stream<Item = Result<Bytes, ReplayError>> + Send + use<>, ReplayError> {
+    if request.undecodable == Undecodable::Mark && format != Format::Ndjson {
+        return Err(ReplayError::CannotMark);
+    }
     let partitions = match request.partition {
         None => topic.partitions.as_slice(),
         Some(id) => std::slice::from_ref(topic.partition(id).ok_or_else(|| ReplayError::NoPartition {
@@ -140,8 +163,9 @@ pub fn replay(
         from: request.from,
         to: request.to,
         left: request.limit.unwrap_or(u64::MAX),
+        undecodable: request.undecodable,
     };
-    let replay = Replay { reader, pending, current: None, decoding: Some(decoding) };
+    let replay = Replay { reader, pending, current: None, decoding: Some(decoding), failed: None };
     Ok(futures::stream::try_unfold(replay, |mut replay| async move {
         Ok(replay.next_chunk().await?.map(|chunk| (chunk, replay)))
     }))
@@ -197,8 +221,11 @@ impl Replay {
             if decoding.left == 0 {
                 return self.finish();
             }
-            if decoding.rows.len_bytes() >= CHUNK_BYTES {
+            if decoding.rows.len_bytes() >= CHUNK_BYTES || (self.failed.is_some() && decoding.rows.len_bytes() > 0) {
                 return Ok(Some(decoding.rows.take()?));
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
             match &mut self.current {
                 Some(current) if !current.batches.is_empty() => self.decode().await?,
@@ -239,16 +266,19 @@ impl Replay {
         let partition = current.partition.clone();
         let mut batches = std::mem::take(&mut current.batches);
         let work = move || {
-            let mut reached = range.start;
-            while decoding.left > 0 && decoding.rows.len_bytes() < CHUNK_BYTES {
+            let (mut reached, mut failed) = (range.start, None);
+            while decoding.left > 0 && decoding.rows.len_bytes() < CHUNK_BYTES && failed.is_none() {
                 let Some(batch) = batches.pop_front() else { break };
-                reached =
-                    decoding.decode(partition.topic_partition(), &batch, OffsetRange { start: reached, ..range })?;
+                match decoding.decode(partition.topic_partition(), &batch, OffsetRange { start: reached, ..range }) {
+                    Ok(next) => reached = next,
+                    Err(error) => failed = Some(error),
+                }
             }
-            Ok::<_, ReplayError>((decoding, batches, reached))
+            (decoding, batches, reached, failed)
         };
-        let (decoding, batches, reached) = tokio::task::spawn_blocking(work).await??;
+        let (decoding, batches, reached, failed) = tokio::task::spawn_blocking(work).await?;
         self.decoding = Some(decoding);
+        self.failed = failed;
         current.batches = batches;
         current.advance(reached);
         Ok(())
@@ -304,11 +334,12 @@ impl Decoding {
     /// after the batch.
     fn decode(&mut self, partition: &TopicPartition, batch: &[u8], range: OffsetRange) -> Result<Offset, ReplayError> {
         let no_batches = |source| ReplayError::NoBatches { partition: partition.clone(), offset: range.start, source };
-        let next = BatchHeader::read(batch).map_err(no_batches)?.next_offset();
+        let header = BatchHeader::read(batch).map_err(no_batches)?;
+        let next = header.next_offset();
         if next <= range.start {
             return Err(ReplayError::NoProgress { partition: partition.clone(), offset: range.start });
         }
-        let Self { decoder, rows, from, to, left } = self;
+        let Self { decoder, rows, from, to, left, undecodable } = self;
         let done = decoder.for_each(batch, |record| {
             let in_time = from.is_none_or(|from| record.timestamp >= from) && to.is_none_or(|to| record.timestamp < to);
             if in_time && (range.start..range.end).contains(&record.offset) && *left > 0 {
@@ -320,9 +351,15 @@ impl Decoding {
         });
         match done {
             Ok(()) => Ok(next),
-            Err(DecodeError::Batch(source)) => {
-                Err(ReplayError::Undecodable { partition: partition.clone(), next, source })
-            }
+            // The decoder checks a batch before it gives out the first record: nothing of it is in the rows.
+            Err(DecodeError::Batch(source)) => match undecodable {
+                Undecodable::Stop => Err(ReplayError::Undecodable { partition: partition.clone(), next, source }),
+                Undecodable::Mark => {
+                    rows.mark(partition, header.base_offset, header.last_offset(), &source);
+                    Ok(next)
+                }
+                Undecodable::Skip => Ok(next),
+            },
             Err(DecodeError::Rows(error)) => Err(error.into()),
         }
     }

@@ -10,7 +10,7 @@ mod produce;
 mod search;
 mod serve;
 mod table;
-mod tier;
+pub mod tier;
 mod time;
 mod topic;
 

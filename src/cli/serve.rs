@@ -18,18 +18,25 @@ pub struct ServeArgs {
 /// file.
 #[derive(Args)]
 pub struct ConfigArgs {
-    /// TOML file with what differs from the defaults
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Directory of everything local [default: data]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Address for Kafka clients; port 0 picks one [default: 127.0.0.1:9092]
     #[arg(long, value_name = "ADDR")]
     kafka_listen: Option<String>,
     /// Address of the HTTP interface; port 0 picks one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     http_listen: Option<String>,
+}
+
+/// The part of it that says where the data lies.
+#[derive(Args)]
+pub struct StoreArgs {
+    /// TOML file with what differs from the defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of everything local [default: data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
     /// Cold tier, like s3://bucket/prefix [default: the folder cold in the data directory]
     #[arg(long, value_name = "URL")]
     store_url: Option<String>,
@@ -37,15 +44,26 @@ pub struct ConfigArgs {
 
 impl ConfigArgs {
     pub fn load(&self) -> anyhow::Result<Config> {
-        let flags: Vec<Flag> = [
-            ("--data-dir", "broker.data_dir", &self.data_dir),
+        self.store.load_with(&[
             ("--kafka-listen", "kafka.listen", &self.kafka_listen),
             ("--http-listen", "http.listen", &self.http_listen),
-            ("--store-url", "store.url", &self.store_url),
-        ]
-        .into_iter()
-        .filter_map(|(name, key, value)| value.clone().map(|value| Flag { name, key, value }))
-        .collect();
+        ])
+    }
+}
+
+impl StoreArgs {
+    pub fn load(&self) -> anyhow::Result<Config> {
+        self.load_with(&[])
+    }
+
+    /// `more`: flags beside our own, as name, key and value.
+    fn load_with(&self, more: &[(&'static str, &'static str, &Option<String>)]) -> anyhow::Result<Config> {
+        let own = [("--data-dir", "broker.data_dir", &self.data_dir), ("--store-url", "store.url", &self.store_url)];
+        let flags: Vec<Flag> = own
+            .iter()
+            .chain(more)
+            .filter_map(|(name, key, value)| (*value).clone().map(|value| Flag { name, key, value }))
+            .collect();
         Ok(thermocline_config::load(self.config.as_deref(), std::env::vars_os(), &flags)?)
     }
 }

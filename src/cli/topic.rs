@@ -72,6 +72,10 @@ pub struct PartitionInfo {
     pub cold_bytes: u64,
     pub cold_files: u64,
     pub index_bytes: u64,
+    #[serde(default)]
+    pub raw_batches: u64,
+    #[serde(default)]
+    pub damaged_files: u64,
 }
 
 #[derive(Deserialize)]
@@ -187,6 +191,11 @@ impl PartitionInfo {
     /// Offsets are dense, so this is the number of messages that can be read.
     pub fn messages(&self) -> u64 {
         u64::try_from(self.high_watermark.saturating_sub(self.log_start_offset)).unwrap_or(0)
+    }
+
+    /// Whether its archive has what `tier status` should tell.
+    pub fn is_out_of_order(&self) -> bool {
+        self.raw_batches > 0 || self.damaged_files > 0
     }
 }
 

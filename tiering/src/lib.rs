@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod reader;
 pub mod restore;
 pub mod retention;
+pub mod scrub;
 pub mod split;
 pub mod store;
 pub mod verify;

@@ -2,7 +2,7 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 pub const ARCHIVED_SEGMENTS: &str = "thermocline_archived_segments_total";
@@ -13,6 +13,11 @@ pub const ARCHIVED_INDEX_BYTES: &str = "thermocline_archived_index_bytes_total";
 pub const ARCHIVED_RAW_BATCHES: &str = "thermocline_archived_raw_batches_total";
 pub const ARCHIVE_FAILURES: &str = "thermocline_archive_failures_total";
 pub const VERIFICATION_FAILURES: &str = "thermocline_verification_failures_total";
+pub const SCRUBBED_FILES: &str = "thermocline_scrubbed_files_total";
+pub const SCRUBBED_BYTES: &str = "thermocline_scrubbed_bytes_total";
+pub const SCRUB_DAMAGE: &str = "thermocline_scrub_damage_total";
+pub const SCRUB_DAMAGED_FILES: &str = "thermocline_scrub_damaged_files";
+pub const SCRUB_PASS_SECONDS: &str = "thermocline_scrub_pass_seconds";
 pub const JANITOR_FAILURES: &str = "thermocline_janitor_failures_total";
 pub const FENCED: &str = "thermocline_manifest_fenced";
 pub const STAGE_SECONDS: &str = "thermocline_archive_stage_seconds";
@@ -50,6 +55,14 @@ pub struct TieringMetrics {
     pub archive_failures: IntCounter,
     /// The alarm: what the store gave back is not what was archived.
     pub verification_failures: IntCounter,
+    pub scrubbed_files: IntCounter,
+    pub scrubbed_bytes: IntCounter,
+    /// Another alarm: an archived file was found damaged, or damaged in another way than before.
+    pub scrub_damage: IntCounter,
+    /// Those known to be damaged now.
+    pub scrub_damaged_files: IntGauge,
+    /// The last walk over all files.
+    pub scrub_pass_seconds: Gauge,
     pub janitor_failures: IntCounter,
     /// 1 once another broker with a higher epoch has taken over.
     pub fenced: IntGauge,
@@ -91,6 +104,17 @@ impl TieringMetrics {
             verification_failures: counter(
                 VERIFICATION_FAILURES,
                 "archived objects that did not read back as written; the hot copy was kept",
+            )?,
+            scrubbed_files: counter(SCRUBBED_FILES, "archived files that the scrub has read again")?,
+            scrubbed_bytes: counter(SCRUBBED_BYTES, "bytes of archived files that the scrub has read again")?,
+            scrub_damage: counter(SCRUB_DAMAGE, "archived files that the scrub found damaged")?,
+            scrub_damaged_files: registered(
+                registry,
+                IntGauge::new(SCRUB_DAMAGED_FILES, "archived files that are known to be damaged now")?,
+            )?,
+            scrub_pass_seconds: registered(
+                registry,
+                Gauge::new(SCRUB_PASS_SECONDS, "duration of the last scrub of all archived files")?,
             )?,
             janitor_failures: counter(JANITOR_FAILURES, "rounds of retention or orphan collection that failed")?,
             fenced: registered(registry, IntGauge::new(FENCED, "1 once a broker with a higher epoch took over")?)?,

@@ -31,6 +31,8 @@ const VERSION_EXTENSION: &str = ".json";
 /// Digits of offsets and versions in names.
 const NUMBER_LEN: usize = 20;
 const UUID_LEN: usize = 36;
+/// `topics`, the topic's folder, the partition's.
+const PARTITION_ROOT_PARTS: usize = 3;
 
 /// Where everything of one partition lies.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +168,16 @@ impl PartitionPath {
         Self { topic, topic_id, partition }
     }
 
+    /// The partition whose folder `path` is, or lies in; `None` for anything else.
+    pub fn of(path: &ObjectPath) -> Option<Self> {
+        let parts: Vec<_> = path.parts().take(PARTITION_ROOT_PARTS).collect();
+        let (partition, topic_root) = parts.split_last()?;
+        let (topic, topic_id) = parse_topic_root(&topic_root.iter().cloned().collect())?;
+        let id: i32 = partition.as_ref().parse().ok()?;
+        let path = Self::new(topic, topic_id, PartitionId(id));
+        (id >= 0 && id.to_string() == partition.as_ref()).then_some(path)
+    }
+
     pub fn root(&self) -> ObjectPath {
         topic_root(&self.topic, self.topic_id).join(self.partition.to_string())
     }
@@ -265,6 +277,10 @@ mod tests {
             prop_assert_eq!(parse_partition_root(&path.topic, path.topic_id, &path.manifest_folder()), None);
             prop_assert_eq!(parse_epoch(&epoch(version)), Some(version));
             prop_assert_eq!(parse_epoch(&manifest), None);
+            for within in [path.root(), object.clone(), manifest] {
+                prop_assert_eq!(PartitionPath::of(&within), Some(path.clone()));
+            }
+            prop_assert_eq!(PartitionPath::of(&root), None);
             // What we name must survive the way through any store.
             prop_assert_eq!(ObjectPath::parse(object.as_ref()).unwrap(), object);
         }

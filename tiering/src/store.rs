@@ -25,7 +25,7 @@ mod url;
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ pub enum StoreFailure {
         "[store] url {url:?}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///dir"
     )]
     Url { url: String, reason: String },
+    #[error("folder {0} does not exist")]
+    NoFolder(PathBuf),
     #[error("the store is shutting down")]
     Closed,
 }
@@ -87,7 +89,7 @@ impl StoreFailure {
         use object_store::Error;
         match self {
             Self::Timeout(_) | Self::Length { .. } => true,
-            Self::Url { .. } | Self::Closed => false,
+            Self::Url { .. } | Self::NoFolder(_) | Self::Closed => false,
             // Whatever else a server answers (5xx, 429, resets, half answers) comes as `Generic`.
             Self::Request(error) => matches!(error, Error::Generic { .. } | Error::JoinError { .. }),
         }
@@ -134,13 +136,14 @@ impl fmt::Debug for ColdStore {
 impl ColdStore {
     /// From `[store]` config; `data_dir` for the default `<data dir>/cold`. Blocking for a local folder, which is made.
     pub fn open(config: &StoreConfig, data_dir: &Path) -> Result<Self, StoreError> {
-        let located = url::locate(config, data_dir).map_err(|source| StoreError {
-            op: "open",
-            key: config.url.clone(),
-            attempts: 1,
-            source,
-        })?;
+        let located = url::locate(config, data_dir).map_err(|source| not_opened(config, source))?;
         Ok(Self::build(located, config))
+    }
+
+    /// Like [`Self::open`], for who only reads: a local folder must be there already.
+    pub fn open_existing(config: &StoreConfig, data_dir: &Path) -> Result<Self, StoreError> {
+        url::check_folder(config, data_dir).map_err(|source| not_opened(config, source))?;
+        Self::open(config, data_dir)
     }
 
     /// Any object_store implementation (tests, fault injection). Its own word on durability is taken: for a folder
@@ -411,6 +414,10 @@ impl ColdStore {
             change(metrics);
         }
     }
+}
+
+fn not_opened(config: &StoreConfig, source: StoreFailure) -> StoreError {
+    StoreError { op: "open", key: config.url.clone(), attempts: 1, source }
 }
 
 /// What a conditional create found.

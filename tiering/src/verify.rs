@@ -1,45 +1,81 @@
-//! Proof that the archive holds what the log held, before the log's copy may go.
+//! Proof that the cold tier holds what it says: one way to check a file, for the pipeline before it commits, for
+//! `thermocline tier verify`, and for the scrub.
 //!
-//! The content digest is xxh3-128 over all records of a data file in offset order, each as
+//! | object | is sound when |
+//! |---|---|
+//! | any | it exists, with the size and the xxh3 that the manifest has |
+//! | data (`verify/data.rs`) | it decodes; footer, number of rows, every offset, the bounds of time and the content digest agree |
+//! | split (`verify/split.rs`) | it opens, and document n has the offset of row n |
+//! | raw (`verify/raw.rs`) | every batch is where the manifest says, with a valid CRC and its offsets |
+//! | manifest and parts (`verify/survey.rs`) | they load: hashes, names and contiguity are checked by that |
 //!
-//! ```text
-//! offset i64 | timestamp, microseconds i64 | timestamp type u8 | key | value | number of headers u32 | headers
-//! header = key, value
-//! every key and value: length i64, -1 for null | bytes
-//! ```
+//! # Damage, or only gone
+//! Files are replaced while they are checked: merged, or expired, and deleted some time after. What is wrong counts
+//! only if the newest manifest, loaded after the attempt, still names the object ([`check_named`]). Nothing of a topic
+//! is named any more once its removal has begun. A store that does not answer is no statement about its objects.
 //!
-//! all little-endian. It is taken twice, from the records of the log while they are written to Parquet, and from the
-//! Arrow arrays that come out of the Parquet object as the store gives it back. Nothing between the two (encoders,
-//! compression, the network, the store) is trusted.
+//! # Memory
+//! One object, decoded row group by row group. Nothing is written and nothing repaired.
 
-use arrow::array::{
-    Array, BinaryArray, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, StructArray,
-    TimestampMicrosecondArray,
-};
-use bytes::Bytes;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+mod data;
+mod digest;
+mod pace;
+mod raw;
+mod split;
+pub mod survey;
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use thermocline_ingest::model::Offset;
-use thermocline_ingest::record::Record;
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use tokio::task::JoinError;
+use xxhash_rust::xxh3::xxh3_128;
 
-use crate::manifest::{DataFile, ObjectRef};
+use crate::manifest::{DataFile, ManifestError, ManifestHead, ManifestStore, ObjectRef};
+use crate::paths::{self, PartitionPath};
 use crate::pipeline::StagedArchive;
-use crate::store::{ColdStore, StoreError};
+use crate::store::{ColdStore, StoreError, StoreFailure};
+pub use digest::ContentDigest;
+pub use pace::Pace;
 
-/// Rows decoded at once while reading back; never more than a row group.
-const ROWS_AT_ONCE: usize = 8192;
+/// Read at once where reading has a pace.
+const PIECE_BYTES: u64 = 4 << 20;
+/// What an object costs of a pace at least: a request is not free, however small its answer.
+pub(crate) const OBJECT_COST_BYTES: u64 = 64 << 10;
 
-/// What did not read back as written.
+/// What is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("it is not in the store")]
+    Missing,
+    #[error("it has {found} bytes, the manifest says {expected}")]
+    Size { expected: u64, found: u64 },
+    #[error("its bytes have xxh3 {found}, the manifest says {expected}")]
+    Hash { expected: String, found: String },
+    #[error("{what} is {found}, the manifest says {expected}")]
+    Content { what: &'static str, expected: String, found: String },
+    #[error("it cannot be read: {reason}")]
+    Undecodable { reason: String },
+}
+
+/// An object that is not what the manifest says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {fault}")]
+pub struct Damage {
+    pub key: String,
+    pub fault: Fault,
+}
+
+/// Why a check failed, or could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    #[error("reading back")]
+    #[error("reading what is to be checked")]
     Store(#[from] StoreError),
-    #[error("{key} reads back with xxh3 {found} and {found_bytes} bytes, written were {expected} and {expected_bytes}")]
-    Bytes { key: String, expected: String, expected_bytes: u64, found: String, found_bytes: u64 },
-    #[error("{key} holds {what} {found}, the log has {expected}")]
-    Content { key: String, what: &'static str, expected: String, found: String },
-    #[error("{key} is not Parquet as written: {reason}")]
-    Undecodable { key: String, reason: String },
+    #[error("loading the manifest")]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Damaged(#[from] Damage),
     #[error("the check of {key} did not finish")]
     Aborted { key: String },
 }
@@ -47,8 +83,18 @@ pub enum VerifyError {
 impl VerifyError {
     /// Whether the store gave back something else, as opposed to nothing.
     pub fn is_mismatch(&self) -> bool {
-        matches!(self, Self::Bytes { .. } | Self::Content { .. } | Self::Undecodable { .. })
+        matches!(self, Self::Damaged(_))
     }
+}
+
+/// What a check of a file that a manifest names came to.
+#[derive(Debug)]
+pub enum FileCheck {
+    Sound,
+    /// At most one damage per object.
+    Damaged(Vec<Damage>),
+    /// The newest manifest, which this is, does not name the file any more.
+    Replaced(ManifestHead),
 }
 
 /// The hash of an object's bytes, lower-case hex, as `ObjectRef::xxh3` has it.
@@ -56,208 +102,187 @@ pub fn object_hash(bytes: &[u8]) -> String {
     format!("{:032x}", xxh3_128(bytes))
 }
 
-/// Digest over the content of records, in the order they are given.
-#[derive(Clone, Default)]
-pub struct ContentDigest {
-    hasher: Xxh3,
-}
-
-impl ContentDigest {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    pub fn update(&mut self, record: &Record<'_>) {
-        self.row(record.offset.0, record.timestamp.as_micros(), record.timestamp_type as i32);
-        self.bytes(record.key);
-        self.bytes(record.value);
-        self.count(record.headers.len());
-        for (key, value) in record.headers.iter() {
-            self.bytes(Some(key.as_bytes()));
-            self.bytes(value);
-        }
-    }
-
-    /// The rows of an Arrow batch in the schema of `parquet::schema()`. Errors: what does not fit the schema.
-    pub fn update_batch(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        let offsets: &Int64Array = column(batch, 1)?;
-        let timestamps: &TimestampMicrosecondArray = column(batch, 2)?;
-        let types: &Int32Array = column(batch, 3)?;
-        let keys: &BinaryArray = column(batch, 4)?;
-        let values: &BinaryArray = column(batch, 5)?;
-        let headers: &ListArray = column(batch, 6)?;
-        let entries: &StructArray = downcast(headers.values().as_ref(), "headers.element")?;
-        let [header_keys, header_values] = entries.columns() else {
-            return Err(format!("headers have {} columns, not 2", entries.num_columns()));
-        };
-        let header_keys: &StringArray = downcast(header_keys.as_ref(), "headers.element.key")?;
-        let header_values: &BinaryArray = downcast(header_values.as_ref(), "headers.element.value")?;
-        for required in [offsets as &dyn Array, timestamps, types, headers, entries, header_keys] {
-            if required.null_count() > 0 {
-                return Err(format!("{} nulls in a required column", required.null_count()));
-            }
-        }
-        for row in 0..batch.num_rows() {
-            self.row(offsets.value(row), timestamps.value(row), types.value(row));
-            self.bytes(optional(keys, row));
-            self.bytes(optional(values, row));
-            let (start, end) = (headers.value_offsets()[row] as usize, headers.value_offsets()[row + 1] as usize);
-            self.count(end - start);
-            for header in start..end {
-                self.bytes(Some(header_keys.value(header).as_bytes()));
-                self.bytes(optional(header_values, header));
-            }
-        }
-        Ok(())
-    }
-
-    /// Lower-case hex.
-    pub fn finish(&self) -> String {
-        format!("{:032x}", self.hasher.digest128())
-    }
-
-    fn row(&mut self, offset: i64, micros: i64, timestamp_type: i32) {
-        let mut fixed = [0; 17];
-        let (offset_bytes, rest) = fixed.split_at_mut(8);
-        let (micros_bytes, type_byte) = rest.split_at_mut(8);
-        offset_bytes.copy_from_slice(&offset.to_le_bytes());
-        micros_bytes.copy_from_slice(&micros.to_le_bytes());
-        // 0 and 1 are legal; anything else must not fold onto them.
-        type_byte.fill(u8::try_from(timestamp_type).unwrap_or(u8::MAX));
-        self.hasher.update(&fixed);
-    }
-
-    fn bytes(&mut self, bytes: Option<&[u8]>) {
-        let len = bytes.map_or(-1, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX));
-        self.hasher.update(&len.to_le_bytes());
-        self.hasher.update(bytes.unwrap_or_default());
-    }
-
-    fn count(&mut self, count: usize) {
-        self.hasher.update(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
-    }
-}
-
-/// Reads everything of `staged` back from the store and compares: sizes and hashes of all objects, and digest, count
-/// and offset range of the records that decode out of the Parquet object.
+/// Reads everything of `staged` back from the store and checks it, as nobody has named it yet.
 pub async fn read_back(store: &ColdStore, staged: &StagedArchive) -> Result<(), VerifyError> {
-    let file = staged.file();
-    for object in [file.split.as_ref(), file.raw.as_ref().map(|raw| &raw.object)].into_iter().flatten() {
-        let bytes = fetch(store, object).await?;
-        check(object, bytes).await?;
-    }
-    let bytes = fetch(store, &file.data).await?;
-    let expected = file.clone();
-    let checked = tokio::task::spawn_blocking(move || check_data_file(&expected, bytes)).await;
-    checked.map_err(|_| VerifyError::Aborted { key: file.data.key.clone() })?
-}
-
-/// Size differences are found by the comparison of bytes, so the object is read as a whole.
-async fn fetch(store: &ColdStore, object: &ObjectRef) -> Result<Bytes, VerifyError> {
-    let key = object.path();
-    match store.size_bytes(&key).await? {
-        Some(size) if size == object.size_bytes => Ok(store.get_sized(&key, size).await?),
-        found => Err(VerifyError::Content {
-            key: object.key.clone(),
-            what: "bytes",
-            expected: object.size_bytes.to_string(),
-            found: found.map_or_else(|| "none".to_owned(), |size| size.to_string()),
-        }),
+    match check_file(store, &Arc::new(staged.file().clone()), None).await?.into_iter().next() {
+        None => Ok(()),
+        Some(damage) => Err(damage.into()),
     }
 }
 
-async fn check(object: &ObjectRef, bytes: Bytes) -> Result<(), VerifyError> {
-    let expected = object.clone();
-    let checked = tokio::task::spawn_blocking(move || check_bytes(&expected, &bytes)).await;
-    checked.map_err(|_| VerifyError::Aborted { key: object.key.clone() })?
-}
-
-fn check_bytes(object: &ObjectRef, bytes: &[u8]) -> Result<(), VerifyError> {
-    let (found, found_bytes) = (object_hash(bytes), bytes.len() as u64);
-    if found == object.xxh3 && found_bytes == object.size_bytes {
-        return Ok(());
+/// Checks a file that a manifest of `path` names or named.
+pub async fn check_named(
+    store: &ColdStore,
+    manifests: &ManifestStore,
+    path: &PartitionPath,
+    file: &Arc<DataFile>,
+    pace: Option<&Pace>,
+) -> Result<FileCheck, VerifyError> {
+    let mut damage = check_file(store, file, pace).await?;
+    if damage.is_empty() {
+        return Ok(FileCheck::Sound);
     }
-    let (expected, expected_bytes) = (object.xxh3.clone(), object.size_bytes);
-    Err(VerifyError::Bytes { key: object.key.clone(), expected, expected_bytes, found, found_bytes })
-}
-
-/// Decodes the whole object and compares it with what the log held. CPU-bound.
-fn check_data_file(file: &DataFile, bytes: Bytes) -> Result<(), VerifyError> {
-    let key = &file.data.key;
-    check_bytes(&file.data, &bytes)?;
-    let content = |what, expected: &dyn ToString, found: &dyn ToString| VerifyError::Content {
-        key: key.clone(),
-        what,
-        expected: expected.to_string(),
-        found: found.to_string(),
-    };
-    let read = digest_of(&bytes).map_err(|reason| VerifyError::Undecodable { key: key.clone(), reason })?;
-    if read.rows != file.rows {
-        return Err(content("records", &file.rows, &read.rows));
-    }
-    let inside = |offset: Offset| offset >= file.base_offset && offset <= file.last_offset;
-    if let Some((first, last)) = read.range {
-        let whole = file.raw.is_some() || (first == file.base_offset && last == file.last_offset);
-        if !whole || !inside(first) || !inside(last) {
-            let expected = format!("{}..={}", file.base_offset, file.last_offset);
-            return Err(content("offsets", &expected, &format!("{first}..={last}")));
+    let newest = match load_newest(store, manifests, path).await? {
+        Ok(newest) => newest,
+        // Nothing says that the file was replaced.
+        Err(manifest) => {
+            damage.push(manifest);
+            return Ok(FileCheck::Damaged(damage));
         }
-    }
-    if read.digest != file.digest {
-        return Err(content("digest", &file.digest, &read.digest));
-    }
-    Ok(())
+    };
+    let found = newest.manifest().file_for(file.base_offset);
+    let is_named = |damage: &Damage| found.is_some_and(|file| file.objects().any(|object| object.key == damage.key));
+    if damage.iter().all(is_named) { Ok(FileCheck::Damaged(damage)) } else { Ok(FileCheck::Replaced(newest)) }
 }
 
-/// What a Parquet object holds.
-struct DecodedContent {
-    rows: u64,
-    /// first and last offset
-    range: Option<(Offset, Offset)>,
-    digest: String,
+/// The newest manifest of a partition, or what is damaged of it; an empty one where the topic's removal has begun, for
+/// then its objects go in any order.
+pub(crate) async fn load_newest(
+    store: &ColdStore,
+    manifests: &ManifestStore,
+    path: &PartitionPath,
+) -> Result<Result<ManifestHead, Damage>, VerifyError> {
+    let mut loaded = manifests.load(path).await;
+    // A part may go between the reading of the version that names it and its own, when a newer version replaced it.
+    if matches!(&loaded, Err(ManifestError::Store { source, .. }) if source.is_not_found()) {
+        loaded = manifests.load(path).await;
+    }
+    let newest = match loaded {
+        Ok(head) => Ok(head),
+        Err(ManifestError::Corrupt { key, reason }) => Err(Damage { key, fault: Fault::Undecodable { reason } }),
+        Err(ManifestError::Store { partition, source }) => match source.source {
+            StoreFailure::Length { expected, found } => {
+                Err(Damage { key: source.key, fault: Fault::Size { expected, found } })
+            }
+            _ if source.is_not_found() => Err(Damage { key: source.key, fault: Fault::Missing }),
+            _ => return Err(ManifestError::Store { partition, source }.into()),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    // Asked last: what a removal deletes, it deletes after it has made the mark.
+    let tombstone = paths::tombstone(&path.topic, path.topic_id);
+    let is_being_removed = store.size_bytes(&tombstone).await?.is_some();
+    Ok(if is_being_removed { Ok(ManifestHead::empty(path)) } else { newest })
 }
 
-/// Row group by row group, so that memory is bounded by one of them.
-fn digest_of(bytes: &Bytes) -> Result<DecodedContent, String> {
-    let metadata = ArrowReaderMetadata::load(bytes, ArrowReaderOptions::new()).map_err(|e| e.to_string())?;
-    let mut digest = ContentDigest::new();
-    let (mut rows, mut first, mut last) = (0, None, None);
-    for row_group in 0..metadata.metadata().num_row_groups() {
-        let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes.clone(), metadata.clone())
-            .with_row_groups(vec![row_group])
-            .with_batch_size(ROWS_AT_ONCE)
-            .build()
-            .map_err(|e| e.to_string())?;
-        for batch in batches {
-            let batch = batch.map_err(|e| e.to_string())?;
-            digest.update_batch(&batch)?;
-            let offsets: &Int64Array = column(&batch, 1)?;
-            rows += batch.num_rows() as u64;
-            for &offset in offsets.values() {
-                if last.is_some_and(|last| last >= Offset(offset)) {
-                    return Err(format!("offset {offset} does not ascend"));
-                }
-                first.get_or_insert(Offset(offset));
-                last = Some(Offset(offset));
+/// Bytes that [`check_named`] reads.
+pub fn file_bytes(file: &DataFile) -> u64 {
+    file.objects().map(|object| object.size_bytes).sum()
+}
+
+/// Everything that is wrong with the objects of a file, at most one damage each; one object after the other.
+async fn check_file(store: &ColdStore, file: &Arc<DataFile>, pace: Option<&Pace>) -> Result<Vec<Damage>, VerifyError> {
+    let mut damage = Vec::new();
+    let data = file.clone();
+    let check = move |bytes| match PartitionPath::of(&data.data.path()) {
+        Some(path) => data::check(&path, &data, bytes),
+        None => Err(Fault::Undecodable { reason: "its key is not that of a partition's object".to_owned() }),
+    };
+    damage.extend(check_object(store, &file.data, pace, check).await?);
+    if let Some(split) = &file.split {
+        let file = file.clone();
+        damage.extend(check_object(store, split, pace, move |bytes| split::check(&file, bytes)).await?);
+    }
+    if let Some(raw) = &file.raw {
+        let (file, batches) = (file.clone(), raw.clone());
+        damage.extend(check_object(store, &raw.object, pace, move |bytes| raw::check(&file, &batches, &bytes)).await?);
+    }
+    Ok(damage)
+}
+
+/// Reads an object, compares it with its reference, then does `check` on a thread that may block.
+async fn check_object(
+    store: &ColdStore,
+    object: &ObjectRef,
+    pace: Option<&Pace>,
+    check: impl FnOnce(Bytes) -> Result<(), Fault> + Send + 'static,
+) -> Result<Option<Damage>, VerifyError> {
+    let checked = match fetch(store, object, pace).await? {
+        Err(fault) => Err(fault),
+        Ok(bytes) => {
+            let expected = object.clone();
+            let checking =
+                tokio::task::spawn_blocking(move || check_bytes(&expected, &bytes).and_then(|()| check(bytes)));
+            match checking.await {
+                Ok(checked) => checked,
+                Err(error) => Err(gave_up(&object.key, error)?),
             }
         }
+    };
+    Ok(checked.err().map(|fault| Damage { key: object.key.clone(), fault }))
+}
+
+/// A decoder that panics over bytes with the right hash cannot read what was written.
+fn gave_up(key: &str, error: JoinError) -> Result<Fault, VerifyError> {
+    match error.try_into_panic() {
+        Ok(_) => Ok(Fault::Undecodable { reason: "the decoder gave up on it".to_owned() }),
+        Err(_) => Err(VerifyError::Aborted { key: key.to_owned() }),
     }
-    Ok(DecodedContent { rows, range: first.zip(last), digest: digest.finish() })
 }
 
-fn column<A: Array + 'static>(batch: &RecordBatch, index: usize) -> Result<&A, String> {
-    let name = || batch.schema().fields().get(index).map_or_else(String::new, |field| field.name().clone());
-    let array = batch.columns().get(index).ok_or_else(|| format!("column {index} is missing"))?;
-    downcast(array.as_ref(), &name())
+async fn fetch(store: &ColdStore, object: &ObjectRef, pace: Option<&Pace>) -> Result<Result<Bytes, Fault>, StoreError> {
+    let (key, expected) = (object.path(), object.size_bytes);
+    if let Some(pace) = pace {
+        pace.take(OBJECT_COST_BYTES.saturating_sub(expected)).await;
+    }
+    match store.size_bytes(&key).await? {
+        None => return Ok(Err(Fault::Missing)),
+        Some(found) if found != expected => return Ok(Err(Fault::Size { expected, found })),
+        Some(_) => {}
+    }
+    let read = match pace {
+        None => store.get_sized(&key, expected).await,
+        Some(pace) => fetch_paced(store, object, pace).await,
+    };
+    match read {
+        Ok(bytes) => Ok(Ok(bytes)),
+        Err(error) if error.is_not_found() => Ok(Err(Fault::Missing)),
+        Err(error) => Err(error),
+    }
 }
 
-fn downcast<'a, A: Array + 'static>(array: &'a dyn Array, name: &str) -> Result<&'a A, String> {
-    array.as_any().downcast_ref().ok_or_else(|| format!("column {name:?} has type {}", array.data_type()))
+/// One piece after the other, each when its time has come.
+async fn fetch_paced(store: &ColdStore, object: &ObjectRef, pace: &Pace) -> Result<Bytes, StoreError> {
+    let key = object.path();
+    let mut bytes = BytesMut::new();
+    let mut start = 0;
+    while start < object.size_bytes {
+        let end = object.size_bytes.min(start.saturating_add(PIECE_BYTES));
+        pace.take(end - start).await;
+        bytes.extend_from_slice(&store.get_range(&key, start..end).await?);
+        start = end;
+    }
+    Ok(bytes.freeze())
 }
 
-fn optional(array: &BinaryArray, row: usize) -> Option<&[u8]> {
-    if array.is_null(row) { None } else { Some(array.value(row)) }
+fn check_bytes(object: &ObjectRef, bytes: &[u8]) -> Result<(), Fault> {
+    let found_bytes = bytes.len() as u64;
+    if found_bytes != object.size_bytes {
+        return Err(Fault::Size { expected: object.size_bytes, found: found_bytes });
+    }
+    let found = object_hash(bytes);
+    if found == object.xxh3 { Ok(()) } else { Err(Fault::Hash { expected: object.xxh3.clone(), found }) }
 }
 
+/// The offsets that have a row in the data file, ascending: all of its range but those that are kept raw.
+fn row_offsets(file: &DataFile) -> impl Iterator<Item = Offset> {
+    let mut raw = file.raw.iter().flat_map(|raw| &raw.batches).peekable();
+    let (mut next, last) = (file.base_offset, file.last_offset);
+    std::iter::from_fn(move || {
+        while let Some(batch) = raw.next_if(|batch| batch.base_offset <= next) {
+            next = next.max(batch.last_offset.next());
+        }
+        let offset = next;
+        next = next.next();
+        (offset <= last).then_some(offset)
+    })
+}
+
+fn content(what: &'static str, expected: &dyn Display, found: &dyn Display) -> Fault {
+    Fault::Content { what, expected: expected.to_string(), found: found.to_string() }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! Keeps every partition's archive up to date: finds sealed segments, runs the pipeline under a budget, retries, and
-//! runs the janitor.
+//! runs the janitor and the scrub.
 //!
 //! # Invariants
 //! 1. One job at a time changes a partition's archive: whoever holds its head lock (background job, `archive_now`,
@@ -42,6 +42,7 @@ use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
 use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, StageOptions};
+use crate::scrub::{DamagedFile, Scrubber};
 use crate::split::SplitOptions;
 use crate::store::ColdStore;
 use partition::{Key, PartitionArchive};
@@ -143,6 +144,7 @@ pub struct Tiering {
     manifests: ManifestStore,
     archiver: Archiver,
     janitor: Janitor,
+    scrubber: Scrubber,
     workers: Semaphore,
     partitions: RwLock<HashMap<Key, Arc<PartitionArchive>>>,
 }
@@ -180,6 +182,13 @@ impl Tiering {
             blocks: BlockCache::new(store.clone(), blocks_max_bytes, tokio::runtime::Handle::current()),
             archiver: Archiver::new(store.clone(), manifests.clone(), &config, metrics.clone()),
             janitor: Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics.clone(), ages),
+            scrubber: Scrubber::new(
+                store.clone(),
+                manifests.clone(),
+                clock.clone(),
+                metrics.clone(),
+                config.scrub_rate.as_u64(),
+            ),
             workers: Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)),
             partitions: RwLock::default(),
             config,
@@ -199,8 +208,8 @@ impl Tiering {
         Ok(tiering)
     }
 
-    /// Background archiving, expiry by retention, janitor; ends when `shutdown` is cancelled, abandoning the jobs under
-    /// way (each leaves orphans or a finished commit, never less). Local copies are trimmed by `HotLog::maintain`.
+    /// Background archiving, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning the jobs
+    /// under way (each leaves orphans or a finished commit, never less). Local copies are trimmed by `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
         schedule::run(self, shutdown).await;
     }
@@ -226,6 +235,11 @@ impl Tiering {
         let key = (partition.topic_id(), partition.topic_partition().partition);
         let archive = self.partitions.read().get(&key).cloned();
         archive.map_or_else(|| Arc::new(Manifest::empty(&path_of(partition))), |archive| archive.manifest())
+    }
+
+    /// What the scrub found damaged of a partition: the manifest first, then files in offset order.
+    pub fn damaged_files(&self, partition: &Partition) -> Vec<DamagedFile> {
+        self.scrubber.damaged_files(&path_of(partition))
     }
 
     pub fn store(&self) -> &ColdStore {

@@ -9,7 +9,7 @@ use thermocline_ingest::topics::TopicError;
 use thermocline_tiering::pipeline::ArchiveError;
 use thermocline_tiering::worker::TieringError;
 
-use crate::replay::ReplayError;
+use crate::replay::{ReplayError, UNDECODABLE_BATCH};
 use crate::search::{SearchError, SearchErrorKind};
 
 /// Why a request is not answered with what it asked for.
@@ -104,6 +104,8 @@ impl From<ReplayError> for ApiError {
             ReplayError::Read(ReadError::Cold { .. }) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable", with_causes(&error))
             }
+            ReplayError::CannotMark => Self::bad_request(error),
+            ReplayError::Undecodable { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, UNDECODABLE_BATCH, error),
             _ => Self::fault(&error),
         }
     }

@@ -16,6 +16,7 @@ mod partitioner;
 mod produce;
 mod replay;
 mod search;
+mod tier;
 mod topics;
 
 use std::sync::Arc;
@@ -75,6 +76,7 @@ fn routes() -> Router<Arc<App>> {
         .route("/v1/topics/{topic}", get(topics::describe).delete(topics::delete))
         .route("/v1/topics/{topic}/messages", get(replay::replay).post(produce::produce))
         .route("/v1/topics/{topic}/archive", post(archive::archive))
+        .route("/v1/topics/{topic}/tier", get(tier::tier))
         .route("/v1/search", get(search::search_by_query).post(search::search_by_body))
         .route("/metrics", get(health::metrics))
         .route("/health/live", get(health::live))

@@ -44,6 +44,10 @@ struct PartitionInfo {
     cold_bytes: u64,
     cold_files: usize,
     index_bytes: u64,
+    /// Archived undecoded; which, and why: `GET /v1/topics/{t}/tier`.
+    raw_batches: usize,
+    /// Data files, with split and raw batches, and the manifest, as the scrub found them.
+    damaged_files: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,10 +133,12 @@ fn describe_partition(services: &HttpServices, partition: &Partition) -> Partiti
         high_watermark: partition.high_watermark(),
         hot_bytes: partition.hot_bytes(),
         cold_files: manifest.files.len(),
+        damaged_files: services.tiering.damaged_files(partition).len(),
         ..PartitionInfo::default()
     };
     for file in &manifest.files {
         info.cold_bytes += file.data.size_bytes + file.raw.as_ref().map_or(0, |raw| raw.object.size_bytes);
+        info.raw_batches += file.raw.as_ref().map_or(0, |raw| raw.batches.len());
         info.index_bytes += file.split.as_ref().map_or(0, |split| split.size_bytes);
     }
     info
@@ -156,7 +162,7 @@ mod tests {
                 r#"{{"name":"orders","id":"{}","configs":{{"segment.bytes":"1048576"}},"partitions":[{{"partition":2,"#,
                 r#""log_start_offset":0,"local_start_offset":0,"high_watermark":0,"last_stable_offset":0,"#,
                 r#""archived_through":0,"indexed_through":0,"hot_bytes":7,"cold_bytes":0,"cold_files":0,"#,
-                r#""index_bytes":0}}]}}"#
+                r#""index_bytes":0,"raw_batches":0,"damaged_files":0}}]}}"#
             ),
             info.id
         );

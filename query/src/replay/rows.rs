@@ -11,7 +11,8 @@ use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use arrow_ipc::writer::StreamWriter;
 use bytes::Bytes;
-use thermocline_ingest::model::TimestampType;
+use thermocline_ingest::model::{Offset, TimestampType, TopicPartition};
+use thermocline_ingest::record::BatchError;
 use thermocline_tiering::parquet::{header_element, header_fields, schema};
 
 use crate::message::Message;
@@ -56,6 +57,8 @@ pub(super) struct ArrowRows {
     headers: ListBuilder<StructBuilder>,
 }
 
+/// What a mark says, and the refusal of a replay that begins with such a batch.
+pub const UNDECODABLE_BATCH: &str = "undecodable_batch";
 /// Bytes of a row beside its key, value and headers.
 const ROW_FIXED_BYTES: usize = 32;
 
@@ -79,6 +82,19 @@ impl Rows {
                 Ok(())
             }
             Self::Arrow(rows) => rows.push(message, timestamp_type),
+        }
+    }
+
+    /// A line in the place of the messages from `base` to `last`, inclusive. Arrow has no place for it.
+    pub(super) fn mark(&mut self, partition: &TopicPartition, base: Offset, last: Offset, reason: &BatchError) {
+        if let Self::Ndjson(out) = self {
+            let error = serde_json::json!({"code": UNDECODABLE_BATCH, "message": reason.to_string()});
+            let (topic, partition) = (&partition.topic, partition.partition);
+            // A topic's name needs no escapes. A reader tells the line from a message by the name it begins with.
+            out.extend_from_slice(format!(
+                r#"{{"error":{error},"topic":"{topic}","partition":{partition},"offset":{base},"last_offset":{last}}}"#
+            ).as_bytes());
+            out.push(b'\n');
         }
     }
 

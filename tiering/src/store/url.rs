@@ -36,9 +36,15 @@ pub(super) struct Located {
     pub url: String,
 }
 
-pub(super) fn locate(config: &StoreConfig, data_dir: &Path) -> Result<Located, StoreFailure> {
+/// A local folder, or what a url says.
+enum Place {
+    Folder(PathBuf),
+    Url(Url),
+}
+
+fn place(config: &StoreConfig, data_dir: &Path) -> Result<Place, StoreFailure> {
     if config.url.is_empty() {
-        return folder(&data_dir.join(DEFAULT_FOLDER));
+        return Ok(Place::Folder(data_dir.join(DEFAULT_FOLDER)));
     }
     let refused = |reason: String| StoreFailure::Url { url: config.url.clone(), reason };
     let url = Url::parse(&config.url).map_err(|error| refused(error.to_string()))?;
@@ -46,9 +52,26 @@ pub(super) fn locate(config: &StoreConfig, data_dir: &Path) -> Result<Located, S
         return Err(refused("credentials, queries and fragments do not belong in it".to_owned()));
     }
     if url.scheme() == "file" {
-        let path: PathBuf = url.to_file_path().map_err(|()| refused("not an absolute path".to_owned()))?;
-        return folder(&path);
+        return Ok(Place::Folder(url.to_file_path().map_err(|()| refused("not an absolute path".to_owned()))?));
     }
+    Ok(Place::Url(url))
+}
+
+/// Refuses a local folder that is not there.
+pub(super) fn check_folder(config: &StoreConfig, data_dir: &Path) -> Result<(), StoreFailure> {
+    match place(config, data_dir)? {
+        Place::Folder(path) if !path.is_dir() => Err(StoreFailure::NoFolder(path)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a local folder that is not there.
+pub(super) fn locate(config: &StoreConfig, data_dir: &Path) -> Result<Located, StoreFailure> {
+    let refused = |reason: String| StoreFailure::Url { url: config.url.clone(), reason };
+    let url = match place(config, data_dir)? {
+        Place::Folder(path) => return folder(&path),
+        Place::Url(url) => url,
+    };
     let bucket = match url.host_str() {
         Some(bucket) if !bucket.is_empty() => bucket,
         _ => return Err(refused("no bucket".to_owned())),

@@ -2,32 +2,50 @@ use std::sync::Arc;
 
 use object_store::memory::InMemory;
 use proptest::prelude::*;
-use thermocline_ingest::model::{PartitionId, TopicName};
+use thermocline_ingest::model::{PartitionId, Timestamp, TopicName};
 
 use super::*;
-use crate::parquet::ParquetEncoder;
-use crate::pipeline::Stager;
+use crate::manifest::{RawBatch, RawBatches};
+use crate::parquet::{BASE_OFFSET_KEY, LAST_OFFSET_KEY, PARTITION_KEY, ParquetEncoder, TOPIC_KEY};
+use crate::pipeline::{StageOptions, Stager};
+use crate::split::SplitOptions;
 use crate::testing::{
-    FaultyStore, TestRecord, any_record, batch, batches, for_each_record, parquet_options, some_records, stage_options,
-    undecodable, write_golden_if_asked,
+    FaultyStore, TestRecord, any_record, batch, batches, for_each_record, parquet_options, path, some_records,
+    stage_options, undecodable, write_golden_if_asked,
 };
 
 /// Digest of the records as the log has them, and the Parquet file made of them.
-fn encode(batches: &[Bytes]) -> (String, u64, Bytes) {
+fn encode(batches: &[Bytes]) -> (String, Bytes) {
     let mut digest = ContentDigest::new();
-    let mut parquet = ParquetEncoder::new(PartitionId(3), parquet_options()).unwrap();
+    let mut parquet = ParquetEncoder::new(path().partition, parquet_options()).unwrap();
     let mut last = Offset::ZERO;
     for_each_record(batches, |record| {
         digest.update(record);
         parquet.push(record).unwrap();
         last = record.offset;
     });
-    let rows = parquet.row_count();
-    (digest.finish(), rows, parquet.finish(&TopicName::new("orders").unwrap(), Offset::ZERO, last).unwrap())
+    (digest.finish(), parquet.finish(&path().topic, Offset::ZERO, last).unwrap())
 }
 
 fn digest_of_records(records: &[TestRecord]) -> String {
     encode(&[batch(0, records)]).0
+}
+
+/// What a manifest says of a file of these records from offset 0 on.
+fn data_file(digest: &str, data: &Bytes, records: &[TestRecord]) -> DataFile {
+    let times = || records.iter().map(|record| Timestamp(record.0));
+    DataFile {
+        base_offset: Offset::ZERO,
+        last_offset: Offset(records.len() as i64 - 1),
+        rows: records.len() as u64,
+        min_timestamp: times().min().unwrap(),
+        max_timestamp: times().max().unwrap(),
+        log_bytes: 0,
+        digest: digest.to_owned(),
+        data: ObjectRef::of(&"x".into(), data),
+        split: None,
+        raw: None,
+    }
 }
 
 proptest! {
@@ -37,11 +55,9 @@ proptest! {
     fn what_comes_out_of_parquet_has_the_digest_of_what_went_in(
         records in prop::collection::vec(any_record(), 1..200), size in 1..50_usize,
     ) {
-        let (expected, rows, file) = encode(&batches(0, &records, size));
-        let read = digest_of(&file).unwrap();
-        prop_assert_eq!(read.rows, rows);
-        prop_assert_eq!(read.digest, expected);
-        prop_assert_eq!(read.range, Some((Offset(0), Offset(records.len() as i64 - 1))));
+        let (digest, data) = encode(&batches(0, &records, size));
+        let file = data_file(&digest, &data, &records);
+        prop_assert_eq!(data::check(&path(), &file, data), Ok(()));
     }
 
     #[test]
@@ -85,22 +101,17 @@ fn digests_are_as_they_were() {
 /// A file as the first version of this program wrote it.
 #[test]
 fn data_files_of_version_1_read_back() {
-    write_golden_if_asked("data-v1.parquet", &encode(&batches(0, &some_records(20), 7)).2);
-    let file = Bytes::from_static(include_bytes!("../../tests/golden/data-v1.parquet"));
-    let read = digest_of(&file).unwrap();
-    assert_eq!((read.rows, read.range), (20, Some((Offset(0), Offset(19)))));
-    assert_eq!(read.digest, digest_of_records(&some_records(20)));
+    write_golden_if_asked("data-v1.parquet", &encode(&batches(0, &some_records(20), 7)).1);
+    let data = Bytes::from_static(include_bytes!("../../tests/golden/data-v1.parquet"));
+    let records = some_records(20);
+    let file = data_file(&digest_of_records(&records), &data, &records);
+    assert_eq!(data::check(&path(), &file, data), Ok(()));
 }
 
 /// Every byte of the stored objects counts.
 #[tokio::test]
 async fn damage_is_found() {
-    let source = batches(0, &some_records(300), 50);
-    let mut broken = source.clone();
-    // Kept raw, so that there is a raw object too.
-    broken.push(undecodable(300, 10));
-    let source = Box::new(move || Ok(Box::new(broken.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
-    let staged = Stager::new(source, Offset::ZERO, stage_options(1 << 20)).next_file().unwrap().unwrap();
+    let staged = staged(150);
     let faulty = FaultyStore::healthy(Arc::new(InMemory::new()));
     let store = faulty.cold(0);
     let missing = read_back(&store, &staged).await.unwrap_err();
@@ -122,25 +133,116 @@ async fn damage_is_found() {
     }
 }
 
-/// A sound Parquet file with other records than the log's.
+/// A sound Parquet file with other records than the manifest has.
 #[test]
 fn other_content_is_found() {
-    let (digest, rows, data) = encode(&batches(0, &some_records(40), 10));
-    let file = |digest: &str, rows, last| DataFile {
-        base_offset: Offset::ZERO,
-        last_offset: Offset(last),
-        rows,
-        min_timestamp: Default::default(),
-        max_timestamp: Default::default(),
-        log_bytes: 0,
-        digest: digest.to_owned(),
-        data: ObjectRef::of(&"x".into(), &data),
-        split: None,
-        raw: None,
+    let records = some_records(40);
+    let (digest, data) = encode(&batches(0, &records, 10));
+    let sound = data_file(&digest, &data, &records);
+    let check = |file: &DataFile| data::check(&path(), file, data.clone());
+    assert_eq!(check(&sound), Ok(()));
+    let raw = |base, last| {
+        let (base_offset, last_offset) = (Offset(base), Offset(last));
+        let batch = RawBatch { base_offset, last_offset, position: 0, size_bytes: 1, reason: String::new() };
+        Some(RawBatches { object: sound.data.clone(), batches: vec![batch] })
     };
-    check_data_file(&file(&digest, rows, 39), data.clone()).unwrap();
-    for wrong in [file("0", rows, 39), file(&digest, rows + 1, 39), file(&digest, rows, 40)] {
-        let error = check_data_file(&wrong, data.clone()).unwrap_err();
-        assert!(matches!(error, VerifyError::Content { .. }), "{error}");
+    for (wrong, what) in [
+        (DataFile { digest: "0".to_owned(), ..sound.clone() }, "digest"),
+        (DataFile { rows: 41, ..sound.clone() }, "number of records"),
+        (DataFile { last_offset: Offset(40), ..sound.clone() }, LAST_OFFSET_KEY),
+        (DataFile { base_offset: Offset(1), ..sound.clone() }, BASE_OFFSET_KEY),
+        (
+            DataFile { min_timestamp: Timestamp(sound.min_timestamp.0 + 1), ..sound.clone() },
+            "timestamp, in microseconds,",
+        ),
+        (
+            DataFile { max_timestamp: Timestamp(sound.max_timestamp.0 - 1), ..sound.clone() },
+            "timestamp, in microseconds,",
+        ),
+        (DataFile { raw: raw(7, 9), ..sound.clone() }, "offset"),
+        (DataFile { raw: raw(30, 39), ..sound.clone() }, "offset"),
+    ] {
+        match check(&wrong) {
+            Err(Fault::Content { what: found, .. }) => assert_eq!(found, what),
+            other => panic!("{what}: {other:?}"),
+        }
     }
+    let elsewhere = |path| data::check(&path, &sound, data.clone()).unwrap_err();
+    let topic = PartitionPath { topic: TopicName::new("other").unwrap(), ..path() };
+    assert!(matches!(elsewhere(topic), Fault::Content { what: TOPIC_KEY, .. }));
+    let partition = PartitionPath { partition: PartitionId(4), ..path() };
+    assert!(matches!(elsewhere(partition), Fault::Content { what: PARTITION_KEY, .. }));
+    let cut = data::check(&path(), &sound, data.slice(1..)).unwrap_err();
+    assert!(matches!(cut, Fault::Undecodable { .. }), "{cut}");
+}
+
+/// Staged with a split, and a batch kept raw.
+fn staged(decodable: usize) -> StagedArchive {
+    let mut segment = batches(0, &some_records(decodable), 50);
+    segment.push(undecodable(decodable as i64, 10));
+    let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
+    let options = StageOptions { split: Some(SplitOptions { json: true, positions: true }), ..stage_options(64 << 20) };
+    Stager::new(source, Offset::ZERO, options).next_file().unwrap().unwrap()
+}
+
+/// Without any row there is still a file, and a split, to be read back.
+#[tokio::test]
+async fn a_file_of_raw_batches_alone_reads_back() {
+    let store = FaultyStore::healthy(Arc::new(InMemory::new())).cold(0);
+    let staged = staged(0);
+    assert_eq!((staged.file().rows, staged.objects().len()), (0, 3));
+    for (key, bytes) in staged.objects() {
+        store.put(key, bytes.clone()).await.unwrap();
+    }
+    read_back(&store, &staged).await.unwrap();
+}
+
+#[test]
+fn a_split_of_other_records_is_found() {
+    let (staged, shorter) = (staged(100), staged(50));
+    let split = |staged: &StagedArchive| staged.objects()[1].1.clone();
+    assert_eq!(split::check(staged.file(), split(&staged)), Ok(()));
+    let fault = split::check(staged.file(), split(&shorter)).unwrap_err();
+    assert!(matches!(fault, Fault::Content { what: "number of documents", .. }), "{fault}");
+    // As many documents, for other offsets.
+    let mut shifted = staged.file().clone();
+    shifted.base_offset = Offset(1);
+    let fault = split::check(&shifted, split(&staged)).unwrap_err();
+    assert!(matches!(fault, Fault::Content { what: "offset", .. }), "{fault}");
+    let fault = split::check(staged.file(), split(&staged).slice(1..)).unwrap_err();
+    assert!(matches!(fault, Fault::Undecodable { .. }), "{fault}");
+}
+
+#[test]
+fn a_raw_batch_that_is_another_one_is_found() {
+    let staged = staged(50);
+    let (file, bytes) = (staged.file(), staged.objects()[2].1.clone());
+    let raw = file.raw.clone().unwrap();
+    assert_eq!(raw::check(file, &raw, &bytes), Ok(()));
+    let mut damaged = bytes.to_vec();
+    damaged[70] ^= 1;
+    let fault = raw::check(file, &raw, &damaged).unwrap_err();
+    assert!(matches!(&fault, Fault::Undecodable { reason } if reason.contains("crc")), "{fault}");
+    // The base offset lies outside the CRC.
+    let fault = raw::check(file, &raw, &undecodable(51, 10)).unwrap_err();
+    assert!(matches!(fault, Fault::Content { what: "offsets", .. }), "{fault}");
+    let late = DataFile { min_timestamp: file.max_timestamp, ..file.clone() };
+    let fault = raw::check(&late, &raw, &bytes).unwrap_err();
+    assert!(matches!(fault, Fault::Content { what: "timestamp, in milliseconds,", .. }), "{fault}");
+    let longer = [&bytes[..], b"x"].concat();
+    assert!(raw::check(file, &raw, &longer).is_err());
+    assert!(raw::check(file, &raw, &bytes[..bytes.len() - 1]).is_err());
+}
+
+/// Reading at a pace gives the same bytes, and takes what the pace says.
+#[tokio::test(start_paused = true)]
+async fn a_pace_changes_nothing_but_time() {
+    let store = FaultyStore::healthy(Arc::new(InMemory::new())).cold(0);
+    let bytes = Bytes::from((0..PIECE_BYTES * 2 + 5).map(|n| n as u8).collect::<Vec<u8>>());
+    let object = ObjectRef::of(&"some/object".into(), &bytes);
+    store.put(&object.path(), bytes.clone()).await.unwrap();
+    let pace = Pace::new(std::num::NonZeroU64::new(PIECE_BYTES).unwrap());
+    let start = tokio::time::Instant::now();
+    assert_eq!(fetch(&store, &object, Some(&pace)).await.unwrap(), Ok(bytes));
+    assert_eq!(start.elapsed().as_secs(), 2, "two pieces were paid for before the third began");
 }

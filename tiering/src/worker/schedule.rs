@@ -16,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::partition::{Backoff, Key, PartitionArchive};
 use super::{ArchiveReport, Tiering, TieringError};
 use crate::janitor::{JanitorError, Removal, Seen};
-use crate::manifest::ManifestHead;
+use crate::manifest::{Manifest, ManifestHead};
+use crate::paths::PartitionPath;
 use crate::retention::{self, Holdings, Piece, Retention};
+use crate::scrub::Archives;
 
 /// How often retention is applied and deleted topics are noticed.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -27,10 +29,23 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 const VERSION_TRIM_EVERY: u64 = 64;
 
 pub(super) async fn run(tiering: Arc<Tiering>, shutdown: CancellationToken) {
-    let work = async { tokio::join!(archive_loop(&tiering), janitor_loop(&tiering), sweep_loop(&tiering)) };
+    let scrub = tiering.scrubber.run(tiering.as_ref());
+    let work = async { tokio::join!(archive_loop(&tiering), janitor_loop(&tiering), sweep_loop(&tiering), scrub) };
     tokio::select! {
         () = shutdown.cancelled() => {}
         _ = work => {}
+    }
+}
+
+impl Archives for Tiering {
+    fn paths(&self) -> Vec<PartitionPath> {
+        let partitions = self.partitions.read();
+        partitions.values().filter(|archive| !archive.is_closed()).map(|archive| archive.path.clone()).collect()
+    }
+
+    fn manifest(&self, path: &PartitionPath) -> Option<Arc<Manifest>> {
+        let archive = self.partitions.read().get(&(path.topic_id, path.partition)).cloned();
+        archive.filter(|archive| !archive.is_closed()).map(|archive| archive.manifest())
     }
 }
 
