@@ -1,5 +1,7 @@
 //! Tiering: the archive pipeline from sealed segment to manifest commit, and the one reader over hot and cold.
 
+pub mod background;
+pub mod budget;
 pub mod cache;
 mod cold;
 mod columns;
@@ -15,6 +17,7 @@ pub mod reader;
 pub mod retention;
 pub mod split;
 pub mod store;
+pub mod throttle;
 pub mod verify;
 pub mod worker;
 
