@@ -276,6 +276,7 @@ async fn open_stations(
         topics: topics.clone(),
         clock: clock.clone(),
         metrics: Arc::new(TieringMetrics::new(&registry)?),
+        produce_latency: metrics.produce_latency.clone(),
         broker_epoch,
     })
     .await?;

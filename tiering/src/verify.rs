@@ -22,6 +22,7 @@ use thermocline_ingest::model::Offset;
 use thermocline_ingest::record::Record;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use crate::background::{self, Background, BackgroundError};
 use crate::manifest::{DataFile, ObjectRef};
 use crate::pipeline::StagedArchive;
 use crate::store::{ColdStore, StoreError};
@@ -40,8 +41,8 @@ pub enum VerifyError {
     Content { key: String, what: &'static str, expected: String, found: String },
     #[error("{key} is not Parquet as written: {reason}")]
     Undecodable { key: String, reason: String },
-    #[error("the check of {key} did not finish")]
-    Aborted { key: String },
+    #[error("checking {key}")]
+    Background { key: String, source: BackgroundError },
 }
 
 impl VerifyError {
@@ -140,16 +141,16 @@ impl ContentDigest {
 
 /// Reads everything of `staged` back from the store and compares: sizes and hashes of all objects, and digest, count
 /// and offset range of the records that decode out of the Parquet object.
-pub async fn read_back(store: &ColdStore, staged: &StagedArchive) -> Result<(), VerifyError> {
+pub async fn read_back(store: &ColdStore, background: &Background, staged: &StagedArchive) -> Result<(), VerifyError> {
     let file = staged.file();
     for object in [file.split.as_ref(), file.raw.as_ref().map(|raw| &raw.object)].into_iter().flatten() {
         let bytes = fetch(store, object).await?;
-        check(object, bytes).await?;
+        check(background, object, bytes).await?;
     }
     let bytes = fetch(store, &file.data).await?;
     let expected = file.clone();
-    let checked = tokio::task::spawn_blocking(move || check_data_file(&expected, bytes)).await;
-    checked.map_err(|_| VerifyError::Aborted { key: file.data.key.clone() })?
+    let checked = background.run("archive-verify", move || check_data_file(&expected, bytes)).await;
+    checked.map_err(|source| VerifyError::Background { key: file.data.key.clone(), source })?
 }
 
 /// Size differences are found by the comparison of bytes, so the object is read as a whole.
@@ -166,10 +167,10 @@ async fn fetch(store: &ColdStore, object: &ObjectRef) -> Result<Bytes, VerifyErr
     }
 }
 
-async fn check(object: &ObjectRef, bytes: Bytes) -> Result<(), VerifyError> {
+async fn check(background: &Background, object: &ObjectRef, bytes: Bytes) -> Result<(), VerifyError> {
     let expected = object.clone();
-    let checked = tokio::task::spawn_blocking(move || check_bytes(&expected, &bytes)).await;
-    checked.map_err(|_| VerifyError::Aborted { key: object.key.clone() })?
+    let checked = background.run("archive-verify", move || check_bytes(&expected, &bytes)).await;
+    checked.map_err(|source| VerifyError::Background { key: object.key.clone(), source })?
 }
 
 fn check_bytes(object: &ObjectRef, bytes: &[u8]) -> Result<(), VerifyError> {
@@ -240,6 +241,7 @@ fn digest_of(bytes: &Bytes) -> Result<DecodedContent, String> {
                 first.get_or_insert(Offset(offset));
                 last = Some(Offset(offset));
             }
+            background::pause();
         }
     }
     Ok(DecodedContent { rows, range: first.zip(last), digest: digest.finish() })

@@ -5,7 +5,9 @@ use thermocline_ingest::model::Timestamp;
 use super::*;
 use crate::manifest::Manifest;
 use crate::pipeline::{ArchiveJob, Archiver, Batches};
-use crate::testing::{FaultyStore, batches, metrics, path, some_records, stage_options, tiering_config};
+use crate::testing::{
+    FaultyStore, background_threads, batches, metrics, path, some_records, stage_options, tiering_config,
+};
 
 const AGE_MS: i64 = 60_000;
 const RETIRED_MS: i64 = 1_000;
@@ -37,7 +39,13 @@ fn on(faulty: FaultyStore, clock: Arc<ManualClock>, epoch: u64) -> Setup {
 impl Setup {
     /// Archives a segment as several files.
     async fn archive(&self) -> ManifestHead {
-        let archiver = Archiver::new(self.store.clone(), self.manifests.clone(), &tiering_config(), metrics());
+        let archiver = Archiver::new(
+            self.store.clone(),
+            self.manifests.clone(),
+            background_threads(),
+            &tiering_config(),
+            metrics(),
+        );
         let mut head = self.manifests.load(&path()).await.unwrap();
         let segment = batches(head.manifest().next_offset().0, &some_records(1000), 50);
         let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));

@@ -8,8 +8,8 @@ use super::*;
 use crate::parquet::ParquetEncoder;
 use crate::pipeline::Stager;
 use crate::testing::{
-    FaultyStore, TestRecord, any_record, batch, batches, for_each_record, parquet_options, some_records, stage_options,
-    undecodable, write_golden_if_asked,
+    FaultyStore, TestRecord, any_record, background_threads, batch, batches, for_each_record, parquet_options,
+    some_records, stage_options, undecodable, write_golden_if_asked,
 };
 
 /// Digest of the records as the log has them, and the Parquet file made of them.
@@ -103,21 +103,24 @@ async fn damage_is_found() {
     let staged = Stager::new(source, Offset::ZERO, stage_options(1 << 20)).next_file().unwrap().unwrap();
     let faulty = FaultyStore::healthy(Arc::new(InMemory::new()));
     let store = faulty.cold(0);
-    let missing = read_back(&store, &staged).await.unwrap_err();
+    let missing = read_back(&store, &background_threads(), &staged).await.unwrap_err();
     assert!(missing.is_mismatch(), "an object that is not there was not stored: {missing}");
     for (key, bytes) in staged.objects() {
         store.put(key, bytes.clone()).await.unwrap();
     }
-    read_back(&store, &staged).await.unwrap();
+    read_back(&store, &background_threads(), &staged).await.unwrap();
     for (key, bytes) in staged.objects() {
         for at in (0..bytes.len()).step_by(97) {
             let mut damaged = bytes.to_vec();
             damaged[at] ^= 0x10;
             store.put(key, damaged.into()).await.unwrap();
-            assert!(read_back(&store, &staged).await.unwrap_err().is_mismatch(), "{key} byte {at}");
+            assert!(
+                read_back(&store, &background_threads(), &staged).await.unwrap_err().is_mismatch(),
+                "{key} byte {at}"
+            );
         }
         store.put(key, bytes.slice(..bytes.len() - 1)).await.unwrap();
-        assert!(read_back(&store, &staged).await.unwrap_err().is_mismatch(), "{key} cut");
+        assert!(read_back(&store, &background_threads(), &staged).await.unwrap_err().is_mismatch(), "{key} cut");
         store.put(key, bytes.clone()).await.unwrap();
     }
 }
