@@ -11,13 +11,17 @@
 //!   wait for a slot come in order. A job takes seconds, its thread microseconds.
 //! - **Pauses.** Code that runs for long calls [`pause`] between its steps, and rests as the throttle says. On any
 //!   other thread that does nothing, so the same code can serve somebody who waits. A thread that is started from
-//!   such a thread rests by the same throttle.
+//!   such a thread rests by the same throttle. Time in which a thread waited for a core is not work to rest from:
+//!   otherwise priority and pauses would multiply, and under a saturating load next to nothing would be archived.
 //!
 //! A job whose caller goes away is finished all the same, and keeps its slot until then. No lock that live traffic
-//! takes may be held over a pause.
+//! takes may be held over a pause. The runtime does not know these threads: a test that pauses its clock would see time
+//! jump while one works.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,6 +34,10 @@ use crate::throttle::Throttle;
 const NICE: i32 = 10;
 /// Work that is rested for at once; shorter steps add up.
 const STEP_MIN: Duration = Duration::from_millis(5);
+/// Where Linux says how long the reading thread has run and waited to run, in nanoseconds (its `sched-stats.rst`).
+const ACCOUNT: &str = "/proc/thread-self/schedstat";
+/// Three numbers of at most 20 digits.
+const ACCOUNT_BYTES_MAX: usize = 64;
 
 /// Why a job has no outcome.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +63,37 @@ thread_local! {
 struct Pace {
     throttle: Arc<Throttle>,
     since: Instant,
+    /// How long it had waited for a core by then.
+    queued: Duration,
+    /// The kernel's account of this thread, where there is one.
+    account: Option<File>,
+}
+
+impl Pace {
+    /// Of the current thread, from now on.
+    fn begin(throttle: Arc<Throttle>) -> Self {
+        let account = File::open(ACCOUNT).ok();
+        let mut pace = Self { throttle, since: Instant::now(), queued: Duration::ZERO, account };
+        pace.queued = pace.queued_so_far();
+        pace
+    }
+
+    fn worked(&self) -> Duration {
+        let queued = self.queued_so_far().saturating_sub(self.queued);
+        self.since.elapsed().saturating_sub(queued)
+    }
+
+    fn queued_so_far(&self) -> Duration {
+        let mut line = [0; ACCOUNT_BYTES_MAX];
+        let read = self.account.as_ref().and_then(|account| account.read_at(&mut line, 0).ok()).unwrap_or(0);
+        line.get(..read).and_then(queued_in).unwrap_or_default()
+    }
+}
+
+/// The second number of the account: nanoseconds in the queue for a core.
+fn queued_in(account: &[u8]) -> Option<Duration> {
+    let nanos = str::from_utf8(account).ok()?.split_ascii_whitespace().nth(1)?;
+    nanos.parse().ok().map(Duration::from_nanos)
 }
 
 impl Background {
@@ -117,7 +156,7 @@ fn start<T: Send + 'static>(
 ) -> io::Result<JoinHandle<T>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         lower_priority();
-        PACE.set(throttle.map(|throttle| Pace { throttle, since: Instant::now() }));
+        PACE.set(throttle.map(Pace::begin));
         work()
     })
 }
@@ -125,14 +164,13 @@ fn start<T: Send + 'static>(
 /// Rests as long as the throttle asks for what this thread has worked since its last rest. Blocking; only on
 /// background threads, on others it returns at once.
 pub fn pause() {
-    let worked = PACE.with_borrow(|pace| {
-        let pace = pace.as_ref()?;
-        Some((pace.throttle.clone(), pace.since.elapsed()))
-    });
-    if let Some((throttle, worked)) = worked.filter(|(_, worked)| *worked >= STEP_MIN) {
-        throttle.rest(worked);
-        PACE.set(Some(Pace { throttle, since: Instant::now() }));
+    let Some(mut pace) = PACE.take() else { return };
+    if pace.since.elapsed() >= STEP_MIN {
+        pace.throttle.rest(pace.worked());
+        pace.since = Instant::now();
+        pace.queued = pace.queued_so_far();
     }
+    PACE.set(Some(pace));
 }
 
 /// On Linux priorities are those of threads; elsewhere this would lower the whole broker.

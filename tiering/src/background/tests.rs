@@ -83,3 +83,13 @@ async fn threads_of_a_job_rest_by_its_throttle() {
     assert!(background.run("job", part).await.unwrap());
     assert!(!spawn_low_priority("part of nothing", has_pace).unwrap().join().unwrap());
 }
+
+#[test]
+fn the_account_of_a_thread_says_how_long_it_was_queued() {
+    assert_eq!(queued_in(b"1000 2500 7\n"), Some(Duration::from_nanos(2500)));
+    for odd in [&b""[..], b"12", b"a b c", b"\xff\xff \xff"] {
+        assert_eq!(queued_in(odd), None, "{odd:?}");
+    }
+    let pace = Pace::begin(background(1).throttle);
+    assert!(pace.worked() <= pace.since.elapsed());
+}

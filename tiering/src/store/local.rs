@@ -50,7 +50,7 @@ use crate::background::{self, BackgroundError};
 
 const STORE: &str = "DurableFileSystem";
 /// Bytes written between two syncs: what the disk is busy with when a sync of the log arrives.
-const SYNC_BYTES: usize = 4 << 20;
+const SYNC_BYTES: usize = 2 << 20;
 /// Bytes read between two rests.
 const READ_BYTES: usize = 4 << 20;
 
