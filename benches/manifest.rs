@@ -8,6 +8,7 @@ mod support;
 use std::sync::Arc;
 
 use object_store::memory::InMemory;
+use prometheus::IntCounterVec;
 use serde_json::{Value, json};
 use support::BenchResult;
 use thermocline_config::StoreConfig;
@@ -16,7 +17,7 @@ use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId, TopicNa
 use thermocline_tiering::manifest::{Change, CommitOutcome, DataFile, ManifestHead, ManifestStore, ObjectRef};
 use thermocline_tiering::metrics::TieringMetrics;
 use thermocline_tiering::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
-use thermocline_tiering::store::ColdStore;
+use thermocline_tiering::store::{ColdStore, Work};
 
 const SIZES: [usize; 3] = [100, 10_000, 1_000_000];
 /// Appends that are measured: every cost of sealing falls into them.
@@ -147,9 +148,11 @@ impl Rig {
     }
 
     fn cost(&self) -> BenchResult<Cost> {
-        let by_operation = |operation| self.metrics.store_requests.with_label_values(&[operation]).get();
+        let by_operation =
+            |operation| self.metrics.store_requests.with_label_values(&[operation, Work::Maintenance.label()]).get();
         let requests = ["put", "create", "head", "get", "list"].map(by_operation).iter().sum();
-        let (written, read) = (self.metrics.store_stored_bytes.get(), self.metrics.store_fetched_bytes.get());
+        let of = |bytes: &IntCounterVec| bytes.with_label_values(&[Work::Maintenance.label()]).get();
+        let (written, read) = (of(&self.metrics.store_stored_bytes), of(&self.metrics.store_fetched_bytes));
         Ok(Cost(requests, written, read, cpu_seconds()?))
     }
 }

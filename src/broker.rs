@@ -335,6 +335,7 @@ async fn open_stations(
         topics: topics.clone(),
         clock: clock.clone(),
         metrics: Arc::new(TieringMetrics::new(&registry)?),
+        produce_latency: metrics.produce_latency.clone(),
         broker_epoch,
     };
     let tiering = open_tiering(options, &metadata, &standing).await?;

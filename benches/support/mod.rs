@@ -42,6 +42,8 @@ pub struct Rig {
     pub tiering: Arc<Tiering>,
     pub reader: Arc<TieredReader>,
     pub log: Arc<HotLog>,
+    pub metrics: Arc<IngestMetrics>,
+    pub registry: Registry,
     pub dir: TempDir,
     pub config: Config,
 }
@@ -126,7 +128,7 @@ impl Rig {
         let registry = Registry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = Arc::new(IngestMetrics::new(&registry)?);
-        let log = HotLog::open(dir.path().join("log"), config.log.clone(), clock.clone(), metrics)?;
+        let log = HotLog::open(dir.path().join("log"), config.log.clone(), clock.clone(), metrics.clone())?;
         let metadata = Arc::new(MetadataStore::open(&dir.path().join("metadata.redb"))?);
         let topics = Arc::new(Topics::open(metadata, log.clone(), config.log.clone())?);
         let tiering = Tiering::open(TieringOptions {
@@ -136,11 +138,12 @@ impl Rig {
             topics: topics.clone(),
             clock,
             metrics: Arc::new(TieringMetrics::new(&registry)?),
+            produce_latency: metrics.produce_latency.clone(),
             broker_epoch: 1,
         })
         .await?;
         let reader = Arc::new(TieredReader::new(tiering.clone(), &config.cache));
-        Ok(Self { topics, tiering, reader, log, dir, config })
+        Ok(Self { topics, tiering, reader, log, metrics, registry, dir, config })
     }
 
     /// A topic with one partition and the given settings.

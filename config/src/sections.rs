@@ -138,6 +138,11 @@ pub struct TieringConfig {
     /// Decoded bytes of one Parquet page: what reading one message costs.
     pub page_bytes: ByteSize,
     pub zstd_level: i32,
+    /// What archiving and upkeep may move to and from the store; 0 is without limit.
+    pub archive_bytes_per_second: ByteSize,
+    pub archive_requests_per_second: u64,
+    /// Produce p99 above which archiving slows down; 0 turns that off.
+    pub produce_latency_target: HumanDuration,
     /// How often sealed segments are looked for.
     pub interval: HumanDuration,
     /// Wait after a failed attempt; doubled each time up to `retry_backoff_max`.
@@ -162,6 +167,9 @@ pub struct CacheConfig {
     pub prefetch_row_groups: usize,
     /// Row groups fetched and decoded at once, over all readers.
     pub max_concurrent_reads: usize,
+    /// What Fetch, search and replay may read from the store; 0 is without limit.
+    pub read_bytes_per_second: ByteSize,
+    pub read_requests_per_second: u64,
 }
 
 /// Full-text search.
@@ -272,6 +280,9 @@ impl Default for TieringConfig {
             row_group_bytes: ByteSize::mib(8),
             page_bytes: ByteSize::kib(64),
             zstd_level: 3,
+            archive_bytes_per_second: ByteSize::bytes(0),
+            archive_requests_per_second: 0,
+            produce_latency_target: HumanDuration::millis(20),
             interval: HumanDuration::secs(1),
             retry_backoff: HumanDuration::secs(1),
             retry_backoff_max: HumanDuration::secs(60),
@@ -289,6 +300,8 @@ impl Default for CacheConfig {
             blocks_max_bytes: ByteSize::mib(256),
             prefetch_row_groups: 2,
             max_concurrent_reads: 4,
+            read_bytes_per_second: ByteSize::bytes(0),
+            read_requests_per_second: 0,
         }
     }
 }

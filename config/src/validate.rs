@@ -29,6 +29,9 @@ const COUNT_MAX: usize = 1_000_000;
 const THREADS_MAX: usize = 1024;
 const RETRIES_MAX: usize = 100;
 const PREFETCH_MAX: usize = 64;
+/// Smallest bandwidth under which the parts of a large object still arrive.
+const BANDWIDTH_MIN: ByteSize = ByteSize::kib(64);
+const REQUEST_RATE_MAX: u64 = 1_000_000;
 const SEARCH_LIMIT_MAX: usize = 100_000;
 /// An object younger than this may belong to an upload under way.
 const RETIRED_AGE_MIN: HumanDuration = HumanDuration::secs(1);
@@ -54,6 +57,13 @@ impl Checks {
     fn range<T: PartialOrd + Display>(&mut self, key: &'static str, value: T, min: T, max: T) {
         if value < min || value > max {
             self.refuse(key, value, format!("it must be {min} to {max}"));
+        }
+    }
+
+    /// A bandwidth, or 0 for none at all.
+    fn bandwidth(&mut self, key: &'static str, value: ByteSize) {
+        if value > ByteSize::bytes(0) {
+            self.range(key, value, BANDWIDTH_MIN, MEMORY_BYTES_MAX);
         }
     }
 
@@ -209,6 +219,11 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
     checks.range("tiering.page_bytes", tiering.page_bytes, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
     checks.at_most("tiering.page_bytes", tiering.page_bytes, "tiering.row_group_bytes", row_group);
     checks.range("tiering.zstd_level", tiering.zstd_level, 1, 22);
+    checks.bandwidth("tiering.archive_bytes_per_second", tiering.archive_bytes_per_second);
+    let requests = tiering.archive_requests_per_second;
+    checks.range("tiering.archive_requests_per_second", requests, 0, REQUEST_RATE_MAX);
+    let target = tiering.produce_latency_target;
+    checks.range("tiering.produce_latency_target", target, HumanDuration::millis(0), TICK_MAX);
     checks.range("tiering.interval", tiering.interval, TICK_MIN, TICK_MAX);
     checks.range("tiering.retry_backoff", tiering.retry_backoff, TICK_MIN, TICK_MAX);
     let backoff_max = tiering.retry_backoff_max;
@@ -224,6 +239,8 @@ fn check_cache(checks: &mut Checks, cache: &CacheConfig) {
     checks.range("cache.blocks_max_bytes", cache.blocks_max_bytes, ByteSize::bytes(0), MEMORY_BYTES_MAX);
     checks.range("cache.prefetch_row_groups", cache.prefetch_row_groups, 0, PREFETCH_MAX);
     checks.range("cache.max_concurrent_reads", cache.max_concurrent_reads, 1, THREADS_MAX);
+    checks.bandwidth("cache.read_bytes_per_second", cache.read_bytes_per_second);
+    checks.range("cache.read_requests_per_second", cache.read_requests_per_second, 0, REQUEST_RATE_MAX);
 }
 
 fn check_search(checks: &mut Checks, search: &SearchConfig) {
@@ -311,6 +328,14 @@ mod tests {
         for url in ["/tmp/cold", "ftp://host", "s3://", "bucket"] {
             assert_eq!(refused(|c| c.store.url = url.to_owned()).len(), 1, "{url}");
         }
+    }
+
+    #[test]
+    fn a_bandwidth_is_useful_or_without_limit() {
+        let bandwidth = |size| refused(|c| c.tiering.archive_bytes_per_second = size);
+        assert!(bandwidth(ByteSize::bytes(0)).is_empty() && bandwidth(ByteSize::mib(1)).is_empty());
+        assert_eq!(bandwidth(ByteSize::bytes(1000)).len(), 1);
+        assert_eq!(refused(|c| c.cache.read_bytes_per_second = ByteSize::bytes(1)).len(), 1);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 pub mod clock;
 pub mod coordinator;
 pub mod handlers;
+pub mod latency;
 pub mod log;
 pub mod metadata;
 pub mod metrics;
 pub mod model;
+pub mod page_cache;
 pub mod protocol;
 pub mod read;
 pub mod record;

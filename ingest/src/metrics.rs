@@ -1,9 +1,15 @@
 //! Metrics of this crate: names are constants, units last.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+use crate::latency::LatencyWindow;
 
 pub const PRODUCED_BYTES: &str = "thermocline_produced_bytes_total";
 pub const PRODUCED_RECORDS: &str = "thermocline_produced_records_total";
+pub const PRODUCE_SECONDS: &str = "thermocline_produce_seconds";
 pub const FETCHED_BYTES: &str = "thermocline_fetched_bytes_total";
 pub const CONNECTIONS: &str = "thermocline_connections";
 pub const REQUESTS_REFUSED: &str = "thermocline_requests_refused_total";
@@ -15,11 +21,17 @@ pub const DISK_FREE_BYTES: &str = "thermocline_disk_free_bytes";
 pub const DISK_RESERVE_REACHED: &str = "thermocline_disk_reserve_reached";
 pub const TRIMMED_EARLY_BYTES: &str = "thermocline_trimmed_early_bytes_total";
 
+/// 0.5 ms to about 16 s.
+const PRODUCE_BUCKETS: (f64, f64, usize) = (0.0005, 2.0, 16);
+
 /// Handles to every metric of this crate.
 #[derive(Clone, Debug)]
 pub struct IngestMetrics {
     pub produced_bytes: IntCounter,
     pub produced_records: IntCounter,
+    produce_seconds: Histogram,
+    /// The same latencies, for the throttle of work in the background.
+    pub produce_latency: Arc<LatencyWindow>,
     pub fetched_bytes: IntCounter,
     pub connections: IntGauge,
     pub requests_refused: IntCounter,
@@ -36,9 +48,14 @@ pub struct IngestMetrics {
 impl IngestMetrics {
     /// Registers the metrics. Fails where a name is registered already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let (first, factor, count) = PRODUCE_BUCKETS;
+        let produce_seconds = HistogramOpts::new(PRODUCE_SECONDS, "time from a produce request to its ack")
+            .buckets(prometheus::exponential_buckets(first, factor, count)?);
         let metrics = Self {
             produced_bytes: IntCounter::new(PRODUCED_BYTES, "record batch bytes appended for producers")?,
             produced_records: IntCounter::new(PRODUCED_RECORDS, "records appended for producers")?,
+            produce_seconds: Histogram::with_opts(produce_seconds)?,
+            produce_latency: Arc::default(),
             fetched_bytes: IntCounter::new(FETCHED_BYTES, "record batch bytes sent to consumers")?,
             connections: IntGauge::new(CONNECTIONS, "open Kafka connections")?,
             requests_refused: IntCounter::new(REQUESTS_REFUSED, "requests that closed their connection")?,
@@ -71,7 +88,15 @@ impl IngestMetrics {
         {
             registry.register(Box::new(gauge.clone()))?;
         }
-        registry.register(Box::new(metrics.flush_seconds.clone()))?;
+        for histogram in [&metrics.flush_seconds, &metrics.produce_seconds] {
+            registry.register(Box::new(histogram.clone()))?;
+        }
         Ok(metrics)
+    }
+
+    /// A producer has its ack, so long after its request.
+    pub fn observe_produce(&self, latency: Duration) {
+        self.produce_seconds.observe(latency.as_secs_f64());
+        self.produce_latency.record(latency);
     }
 }

@@ -72,6 +72,7 @@ impl Broker {
             topics,
             clock: clock.clone(),
             metrics: Arc::new(TieringMetrics::new(&registry)?),
+            produce_latency: Arc::default(),
             broker_epoch: 1,
         })
         .await?;

@@ -1,5 +1,7 @@
 //! Tiering: the archive pipeline from sealed segment to manifest commit, and the one reader over hot and cold.
 
+pub mod background;
+pub mod budget;
 pub mod cache;
 mod cold;
 mod columns;
@@ -18,6 +20,7 @@ pub mod retention;
 pub mod scrub;
 pub mod split;
 pub mod store;
+pub mod throttle;
 pub mod verify;
 pub mod worker;
 

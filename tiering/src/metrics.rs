@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 pub const ARCHIVED_SEGMENTS: &str = "thermocline_archived_segments_total";
@@ -33,11 +34,14 @@ pub const STORE_RETRIES: &str = "thermocline_store_retries_total";
 pub const STORE_FAILURES: &str = "thermocline_store_failures_total";
 pub const STORE_FETCHED_BYTES: &str = "thermocline_store_fetched_bytes_total";
 pub const STORE_STORED_BYTES: &str = "thermocline_store_stored_bytes_total";
+pub const STORE_BUDGET_SECONDS: &str = "thermocline_store_budget_seconds_total";
+pub const BACKGROUND_DUTY: &str = "thermocline_background_duty_ratio";
 
 /// Label of [`STAGE_SECONDS`].
 const STAGE: &str = "stage";
-/// Label of the counters of the store.
+/// Labels of the counters of the store.
 const OPERATION: &str = "operation";
+const WORK: &str = "work";
 /// Label of the gauges of orphans.
 const AGE: &str = "age";
 /// 5 ms to about 80 s: a stage works on up to a data file.
@@ -78,17 +82,24 @@ pub struct TieringMetrics {
     pub store_requests: IntCounterVec,
     pub store_retries: IntCounterVec,
     pub store_failures: IntCounterVec,
-    pub store_fetched_bytes: IntCounter,
-    pub store_stored_bytes: IntCounter,
+    pub store_fetched_bytes: IntCounterVec,
+    pub store_stored_bytes: IntCounterVec,
+    pub store_budget_seconds: CounterVec,
+    /// The share of its time that background work works.
+    pub background_duty: Gauge,
     stage_seconds: HistogramVec,
 }
 
 impl TieringMetrics {
     /// Registers the metrics. Fails where a name is registered already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let by_operation =
-            |name: &str, help: &str| registered(registry, IntCounterVec::new(Opts::new(name, help), &[OPERATION])?);
+        let labelled = |name: &str, labels: &[&str], help: &str| {
+            registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let by_operation = |name: &str, help: &str| labelled(name, &[OPERATION, WORK], help);
+        let by_work = |name: &str, help: &str| labelled(name, &[WORK], help);
         let by_age = |name: &str, help: &str| registered(registry, IntGaugeVec::new(Opts::new(name, help), &[AGE])?);
+        let budget_seconds = Opts::new(STORE_BUDGET_SECONDS, "time that requests waited for their budget");
         let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
         let (first, factor, count) = STAGE_BUCKETS;
         let stages = HistogramOpts::new(STAGE_SECONDS, "duration of one stage of archiving one data file")
@@ -134,8 +145,13 @@ impl TieringMetrics {
             store_requests: by_operation(STORE_REQUESTS, "requests sent to the store, retries included")?,
             store_retries: by_operation(STORE_RETRIES, "requests sent again after a transient failure")?,
             store_failures: by_operation(STORE_FAILURES, "requests given up")?,
-            store_fetched_bytes: counter(STORE_FETCHED_BYTES, "bytes read from the store")?,
-            store_stored_bytes: counter(STORE_STORED_BYTES, "bytes written to the store")?,
+            store_fetched_bytes: by_work(STORE_FETCHED_BYTES, "bytes read from the store")?,
+            store_stored_bytes: by_work(STORE_STORED_BYTES, "bytes written to the store")?,
+            store_budget_seconds: registered(registry, CounterVec::new(budget_seconds, &[WORK])?)?,
+            background_duty: registered(
+                registry,
+                Gauge::new(BACKGROUND_DUTY, "share of its time that background work works, lower when producers wait")?,
+            )?,
             stage_seconds: registered(registry, HistogramVec::new(stages, &[STAGE])?)?,
         })
     }
@@ -160,7 +176,7 @@ mod tests {
         let registry = Registry::new();
         let metrics = TieringMetrics::new(&registry).unwrap();
         metrics.stage_seconds("stage").observe(0.1);
-        metrics.store_requests.with_label_values(&["put"]).inc();
+        metrics.store_requests.with_label_values(&["put", "archive"]).inc();
         assert!(registry.gather().iter().any(|family| family.name() == STAGE_SECONDS));
         assert!(TieringMetrics::new(&registry).is_err());
     }

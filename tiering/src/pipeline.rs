@@ -30,9 +30,10 @@ use thermocline_config::TieringConfig;
 use thermocline_ingest::record::DECOMPRESSED_BATCH_BYTES_MAX;
 use tokio::sync::Semaphore;
 
+use crate::background::{Background, BackgroundError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::metrics::TieringMetrics;
-use crate::store::{ColdStore, StoreError};
+use crate::store::{ColdStore, StoreError, Work};
 use crate::verify::{self, VerifyError};
 pub use stage::{BatchSource, Batches, StageError, StageOptions, StagedArchive, Stager};
 
@@ -54,7 +55,9 @@ pub enum ArchiveError {
     Commit(#[from] ManifestError),
     #[error("another commit came first, at version {version}; the work is done again from there")]
     Superseded { version: u64 },
-    #[error("staging was cut off")]
+    #[error("running in the background")]
+    Background(#[from] BackgroundError),
+    #[error("archiving was cut off")]
     Aborted,
 }
 
@@ -63,6 +66,7 @@ pub enum ArchiveError {
 pub struct Archiver {
     store: ColdStore,
     manifests: ManifestStore,
+    background: Background,
     metrics: Arc<TieringMetrics>,
     budget: Arc<Semaphore>,
     job_units: u32,
@@ -93,13 +97,22 @@ impl Archiver {
     pub fn new(
         store: ColdStore,
         manifests: ManifestStore,
+        background: Background,
         config: &TieringConfig,
         metrics: Arc<TieringMetrics>,
     ) -> Self {
         let units = |bytes: u64| u32::try_from(bytes / BUDGET_UNIT_BYTES).unwrap_or(u32::MAX >> 4).max(1);
         let budget_units = units(config.memory_max.as_u64());
         let job_units = units(Self::job_bytes(config)).min(budget_units);
-        Self { store, manifests, metrics, budget: Arc::new(Semaphore::new(budget_units as usize)), job_units }
+        let store = store.of(Work::Archive);
+        Self {
+            store,
+            manifests,
+            background,
+            metrics,
+            budget: Arc::new(Semaphore::new(budget_units as usize)),
+            job_units,
+        }
     }
 
     /// Memory one job may hold: a data file twice, a row group twice, and one decompressed batch.
@@ -129,7 +142,7 @@ impl Archiver {
         let mut committed = CommittedSegment::default();
         loop {
             let staging = self.metrics.stage_seconds("stage").start_timer();
-            let (back, staged) = stage_next(stager).await?;
+            let (back, staged) = stage_next(&self.background, stager).await?;
             stager = back;
             let Some(staged) = staged? else {
                 staging.stop_and_discard();
@@ -164,7 +177,7 @@ impl Archiver {
     }
 
     async fn verify(&self, staged: StagedArchive) -> Result<VerifiedArchive, VerifyError> {
-        match verify::read_back(&self.store, &staged).await {
+        match verify::read_back(&self.store, &self.background, &staged).await {
             Ok(()) => Ok(VerifiedArchive(staged)),
             Err(error) => {
                 if error.is_mismatch() {
@@ -206,13 +219,16 @@ impl Archiver {
     }
 }
 
-/// Stages the next file on a thread that may block, and gives the stager back.
-async fn stage_next(mut stager: Stager) -> Result<(Stager, Result<Option<StagedArchive>, StageError>), ArchiveError> {
-    let staging = tokio::task::spawn_blocking(move || {
+/// Stages the next file in the background, and gives the stager back.
+async fn stage_next(
+    background: &Background,
+    mut stager: Stager,
+) -> Result<(Stager, Result<Option<StagedArchive>, StageError>), BackgroundError> {
+    let staging = background.run("archive-stage", move || {
         let staged = stager.next_file();
         (stager, staged)
     });
-    staging.await.map_err(|_| ArchiveError::Aborted)
+    staging.await
 }
 
 #[cfg(test)]

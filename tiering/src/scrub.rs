@@ -18,7 +18,6 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +28,13 @@ use thermocline_ingest::clock::Clock;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::background::Background;
+use crate::budget::{Budget, Rates};
 use crate::manifest::{DataFile, Manifest, ManifestError, ManifestStore};
 use crate::metrics::TieringMetrics;
 use crate::paths::PartitionPath;
 use crate::store::ColdStore;
-use crate::verify::{Damage, FileCheck, OBJECT_COST_BYTES, Pace, VerifyError, check_named, file_bytes, load_newest};
+use crate::verify::{Damage, FileCheck, OBJECT_COST_BYTES, VerifyError, check_named, file_bytes, load_newest};
 
 /// From the beginning of one pass to that of the next at least: an archive that is read in a minute need not be read
 /// every minute.
@@ -66,10 +67,11 @@ pub struct DamagedFile {
 pub struct Scrubber {
     store: ColdStore,
     manifests: ManifestStore,
+    background: Background,
     clock: Arc<dyn Clock>,
     metrics: Arc<TieringMetrics>,
     /// None = off
-    pace: Option<Pace>,
+    budget: Option<Budget>,
     damaged: Mutex<BTreeMap<DamageKey, DamagedFile>>,
 }
 
@@ -84,12 +86,14 @@ impl Scrubber {
     pub fn new(
         store: ColdStore,
         manifests: ManifestStore,
+        background: Background,
         clock: Arc<dyn Clock>,
         metrics: Arc<TieringMetrics>,
         rate: u64,
     ) -> Self {
-        let pace = NonZeroU64::new(rate).map(Pace::new);
-        Self { store, manifests, clock, metrics, pace, damaged: Mutex::default() }
+        let rates = Rates { bytes_per_second: rate, requests_per_second: 0 };
+        let budget = (rate > 0).then(|| Budget::new(rates));
+        Self { store, manifests, background, clock, metrics, budget, damaged: Mutex::default() }
     }
 
     /// What is known to be damaged of a partition: the manifest first, then the files in offset order.
@@ -101,11 +105,11 @@ impl Scrubber {
 
     /// Never ends.
     pub(crate) async fn run(&self, archives: &impl Archives) {
-        let Some(pace) = &self.pace else { return std::future::pending().await };
+        let Some(budget) = &self.budget else { return std::future::pending().await };
         let start = random_place(archives);
         loop {
             let began = Instant::now();
-            if self.pass(archives, start, pace).await > 0 {
+            if self.pass(archives, start, budget).await > 0 {
                 self.metrics.scrub_pass_seconds.set(began.elapsed().as_secs_f64());
             }
             sleep_until(began + PASS_INTERVAL).await;
@@ -113,17 +117,17 @@ impl Scrubber {
     }
 
     /// Once round, from `start`. Returns the number of files.
-    async fn pass(&self, archives: &impl Archives, start: Place, pace: &Pace) -> u64 {
+    async fn pass(&self, archives: &impl Archives, start: Place, budget: &Budget) -> u64 {
         let mut files = 0;
         for (path, range) in legs(archives.paths(), start) {
             let Some(manifest) = archives.manifest(&path) else { continue };
             if manifest.version > 0 {
-                self.check_manifest(&path, pace).await;
+                self.check_manifest(&path, budget).await;
             }
             let mut next = range.start;
             while let Some(file) = next_file(archives, &path, next..range.end) {
                 self.forget_what_is_gone(archives);
-                self.check(&path, &file, pace).await;
+                self.check(&path, &file, budget).await;
                 next = file.last_offset.next();
                 files += 1;
             }
@@ -133,8 +137,8 @@ impl Scrubber {
     }
 
     /// The newest version in the store and its parts: what the next start of a broker will read.
-    async fn check_manifest(&self, path: &PartitionPath, pace: &Pace) {
-        pace.take(OBJECT_COST_BYTES).await;
+    async fn check_manifest(&self, path: &PartitionPath, budget: &Budget) {
+        budget.take(OBJECT_COST_BYTES).await;
         match load_newest(&self.store, &self.manifests, path).await {
             Ok(checked) => self.update(path, None, checked.err().into_iter().collect()),
             // The files come next, and wait for the store.
@@ -145,9 +149,9 @@ impl Scrubber {
         }
     }
 
-    async fn check(&self, path: &PartitionPath, file: &Arc<DataFile>, pace: &Pace) {
+    async fn check(&self, path: &PartitionPath, file: &Arc<DataFile>, budget: &Budget) {
         loop {
-            match check_named(&self.store, &self.manifests, path, file, Some(pace)).await {
+            match check_named(&self.store, &self.background, &self.manifests, path, file, Some(budget)).await {
                 Ok(FileCheck::Sound) => self.update(path, Some(file), Vec::new()),
                 Ok(FileCheck::Damaged(damage)) => self.update(path, Some(file), damage),
                 Ok(FileCheck::Replaced(_)) => return self.update(path, Some(file), Vec::new()),

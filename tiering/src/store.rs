@@ -1,10 +1,16 @@
-//! The object store behind the cold tier: timeouts, retries, a cap on concurrency, durability of the local file system.
+//! The object store behind the cold tier: timeouts, retries, budgets, caps on concurrency, durability of the local file
+//! system.
 //!
 //! **One retry loop.** Every request goes through `ColdStore::request`; the retries that `object_store` brings for
-//! cloud stores are switched off (`store/url.rs`), so that the two do not multiply. An attempt takes a permit, has
-//! `request_timeout`, and is repeated up to `max_retries` times with jittered exponential waits up to
+//! cloud stores are switched off (`store/url.rs`), so that the two do not multiply. An attempt waits for its budget,
+//! takes a permit, has `request_timeout`, and is repeated up to `max_retries` times with jittered exponential waits up to
 //! [`RETRY_WAIT_MAX`] while the failure may pass: everything but a missing object, a refused permission, a failed
 //! precondition and a request that the store cannot do at all.
+//!
+//! **Whose request.** A handle carries the [`Work`] it is for ([`ColdStore::of`]). Archive and readers have permits and
+//! budgets apart (`store/work.rs`), and requests and bytes are counted apart. A handle that was not told belongs to
+//! maintenance: what nobody has classified must not slow consumers down. Retries draw from the budget like first
+//! attempts. No permit is held while a request waits for its budget.
 //!
 //! **Create-if-absent with a lost answer.** A conditional create whose answer was lost is repeated and then finds its
 //! own object. So "exists already" on a repeated create is not believed: the object is read and compared, and the
@@ -21,6 +27,7 @@
 
 mod local;
 mod url;
+mod work;
 
 use std::fmt;
 use std::future::Future;
@@ -34,14 +41,17 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use prometheus::IntCounterVec;
 use rand::Rng;
 use thermocline_config::StoreConfig;
 use thermocline_ingest::model::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::metrics::TieringMetrics;
 pub use local::{DurableFileSystem, Staging};
+use work::Lanes;
+pub use work::{StoreLimits, Work};
 
 /// Objects of at least this size are written and read in parts.
 pub const MULTIPART_MIN_BYTES: usize = 32 << 20;
@@ -108,10 +118,12 @@ impl StoreError {
     }
 }
 
-/// Cheap to clone. Every request has a timeout, jittered retries and takes a permit of the concurrency cap.
+/// Cheap to clone. Every request has a timeout and jittered retries, and takes a permit and its share of the budget of
+/// the work that this handle is for.
 #[derive(Clone)]
 pub struct ColdStore {
     shared: Arc<Shared>,
+    work: Work,
 }
 
 struct Shared {
@@ -123,7 +135,7 @@ struct Shared {
     url: String,
     request_timeout: Duration,
     max_retries: usize,
-    permits: Semaphore,
+    lanes: Lanes,
     metrics: OnceLock<Arc<TieringMetrics>>,
 }
 
@@ -161,10 +173,21 @@ impl ColdStore {
                 url: located.url,
                 request_timeout: config.request_timeout.as_duration(),
                 max_retries: config.max_retries,
-                permits: Semaphore::new(config.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS)),
+                lanes: Lanes::new(config.max_concurrent_requests),
                 metrics: OnceLock::new(),
             }),
+            work: Work::Maintenance,
         }
+    }
+
+    /// The same store, for requests that are part of `work`.
+    pub fn of(&self, work: Work) -> Self {
+        Self { shared: self.shared.clone(), work }
+    }
+
+    /// Holds all handles to `limits` from now on. The first call wins.
+    pub fn limit(&self, limits: StoreLimits) {
+        self.shared.lanes.limit(limits);
     }
 
     /// Counts requests and bytes in `metrics` from now on. The first call wins.
@@ -183,24 +206,28 @@ impl ColdStore {
             Some(parts) if bytes.len() >= MULTIPART_MIN_BYTES => self.put_parts(parts.as_ref(), key, bytes).await?,
             _ => {
                 let payload = PutPayload::from_bytes(bytes);
-                self.request("put", key, || async { Ok(self.shared.inner.put(key, payload.clone()).await?) }).await?;
+                let attempt =
+                    || async { Ok(self.shared.inner.put_opts(key, payload.clone(), self.put_options()).await?) };
+                self.request("put", key, size, attempt).await?;
             }
         }
-        self.count(|metrics| metrics.store_stored_bytes.inc_by(size));
+        self.count_bytes(|metrics| &metrics.store_stored_bytes, size);
         Ok(())
     }
 
     /// Creates an object if the key is free; durable on return. `Ok(false)` when another object has the key already.
     pub async fn create(&self, key: &ObjectPath, bytes: Bytes) -> Result<bool, StoreError> {
         let payload = PutPayload::from_bytes(bytes.clone());
+        let size = bytes.len() as u64;
         let mut attempts = 0_usize;
         let created = self
-            .request("create", key, || {
+            .request("create", key, size, || {
                 attempts += 1;
                 let repeated = attempts > 1;
                 let payload = payload.clone();
                 async move {
-                    match self.shared.inner.put_opts(key, payload, PutMode::Create.into()).await {
+                    let options = PutOptions { mode: PutMode::Create, ..self.put_options() };
+                    match self.shared.inner.put_opts(key, payload, options).await {
                         Ok(_) => Ok(Created::Fresh),
                         Err(object_store::Error::AlreadyExists { .. }) if repeated => Ok(Created::MaybeEarlier),
                         Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Exists),
@@ -215,7 +242,7 @@ impl ColdStore {
             Created::MaybeEarlier => self.get(key).await? == bytes,
         };
         if fresh {
-            self.count(|metrics| metrics.store_stored_bytes.inc_by(bytes.len() as u64));
+            self.count_bytes(|metrics| &metrics.store_stored_bytes, size);
         }
         Ok(fresh)
     }
@@ -223,11 +250,15 @@ impl ColdStore {
     /// A whole object of unknown, small size.
     pub async fn get(&self, key: &ObjectPath) -> Result<Bytes, StoreError> {
         let bytes = self
-            .request("get", key, || async {
-                Ok(self.shared.inner.get_opts(key, GetOptions::default()).await?.bytes().await?)
+            .request("get", key, 0, || async {
+                Ok(self.shared.inner.get_opts(key, self.get_options(None)).await?.bytes().await?)
             })
             .await?;
-        self.count(|metrics| metrics.store_fetched_bytes.inc_by(bytes.len() as u64));
+        let size = bytes.len() as u64;
+        if let Some(budget) = self.shared.lanes.of(self.work).budget.get() {
+            budget.charge(size);
+        }
+        self.count_bytes(|metrics| &metrics.store_fetched_bytes, size);
         Ok(bytes)
     }
 
@@ -235,13 +266,14 @@ impl ColdStore {
     pub async fn get_range(&self, key: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError> {
         let expected = range.end.saturating_sub(range.start);
         let bytes = self
-            .request("get_range", key, || async {
-                let bytes = self.shared.inner.get_range(key, range.clone()).await?;
+            .request("get_range", key, expected, || async {
+                let options = self.get_options(Some(range.clone()));
+                let bytes = self.shared.inner.get_opts(key, options).await?.bytes().await?;
                 let found = bytes.len() as u64;
                 if found == expected { Ok(bytes) } else { Err(StoreFailure::Length { expected, found }) }
             })
             .await?;
-        self.count(|metrics| metrics.store_fetched_bytes.inc_by(expected));
+        self.count_bytes(|metrics| &metrics.store_fetched_bytes, expected);
         Ok(bytes)
     }
 
@@ -268,7 +300,7 @@ impl ColdStore {
 
     /// The size of an object; `None` where there is none.
     pub async fn size_bytes(&self, key: &ObjectPath) -> Result<Option<u64>, StoreError> {
-        match self.request("head", key, || async { Ok(self.shared.inner.head(key).await?) }).await {
+        match self.request("head", key, 0, || async { Ok(self.shared.inner.head(key).await?) }).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -284,7 +316,7 @@ impl ColdStore {
                 let mut listing = store.shared.inner.list(Some(&prefix));
                 Ok((listing.try_next().await?, listing))
             };
-            let (first, listing) = store.request("list", &prefix, begin).await?;
+            let (first, listing) = store.request("list", &prefix, 0, begin).await?;
             let rest = futures::stream::try_unfold((store, prefix, listing), async |(store, prefix, mut listing)| {
                 let next = store.within_limits(listing.try_next()).await.and_then(|next| Ok(next?));
                 let next = next.map_err(|source| store.given_up("list", &prefix, 1, source))?;
@@ -298,7 +330,7 @@ impl ColdStore {
     /// The objects directly in `folder` and the folders directly in it, both in key order.
     pub async fn list_folder(&self, folder: &ObjectPath) -> Result<(Vec<ObjectMeta>, Vec<ObjectPath>), StoreError> {
         let listed = self
-            .request("list", folder, || async { Ok(self.shared.inner.list_with_delimiter(Some(folder)).await?) })
+            .request("list", folder, 0, || async { Ok(self.shared.inner.list_with_delimiter(Some(folder)).await?) })
             .await?;
         let (mut objects, mut folders) = (listed.objects, listed.common_prefixes);
         objects.sort_unstable_by(|a, b| a.location.cmp(&b.location));
@@ -308,7 +340,7 @@ impl ColdStore {
 
     /// Only `janitor` calls this. A missing object is fine.
     pub async fn delete(&self, key: &ObjectPath) -> Result<(), StoreError> {
-        match self.request("delete", key, || async { Ok(self.shared.inner.delete(key).await?) }).await {
+        match self.request("delete", key, 0, || async { Ok(self.shared.inner.delete(key).await?) }).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => {
                 self.count(|metrics| metrics.deleted_objects.inc());
@@ -326,7 +358,7 @@ impl ColdStore {
         empty_folders: bool,
     ) -> Result<Staging, StoreError> {
         let Some(folder) = &self.shared.folder else { return Ok(Staging::default()) };
-        let deleted = self.request("delete_staging", prefix, || async {
+        let deleted = self.request("delete_staging", prefix, 0, || async {
             let (folder, prefix) = (folder.clone(), prefix.clone());
             let deleting = move || folder.delete_staging(&prefix, before, empty_folders);
             Ok(tokio::task::spawn_blocking(deleting).await.map_err(object_store::Error::from)??)
@@ -337,13 +369,14 @@ impl ColdStore {
     }
 
     async fn put_parts(&self, store: &dyn MultipartStore, key: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
-        let id = self.request("create_multipart", key, || async { Ok(store.create_multipart(key).await?) }).await?;
+        let id = self.request("create_multipart", key, 0, || async { Ok(store.create_multipart(key).await?) }).await?;
         let size = bytes.len();
         let uploaded: Result<Vec<_>, StoreError> = futures::stream::iter((0..size).step_by(PART_BYTES).enumerate())
             .map(|(index, start)| {
-                let payload = PutPayload::from_bytes(bytes.slice(start..size.min(start + PART_BYTES)));
-                let id = &id;
-                self.request("put_part", key, move || {
+                let part = bytes.slice(start..size.min(start + PART_BYTES));
+                let (id, part_size) = (&id, part.len() as u64);
+                let payload = PutPayload::from_bytes(part);
+                self.request("put_part", key, part_size, move || {
                     let payload = payload.clone();
                     async move { Ok(store.put_part(key, id, index, payload).await?) }
                 })
@@ -354,7 +387,7 @@ impl ColdStore {
         let finished = match uploaded {
             Ok(parts) => {
                 let complete = || async { Ok(store.complete_multipart(key, &id, parts.clone()).await?) };
-                match self.request("complete_multipart", key, complete).await {
+                match self.request("complete_multipart", key, 0, complete).await {
                     Ok(_) => Ok(()),
                     // A repeated completion finds its upload gone if the first one was done and only its answer lost.
                     Err(_) if self.size_bytes(key).await.is_ok_and(|found| found == Some(size as u64)) => Ok(()),
@@ -364,7 +397,8 @@ impl ColdStore {
             Err(error) => Err(error),
         };
         if finished.is_err() {
-            let aborted = self.request("abort_multipart", key, || async { Ok(store.abort_multipart(key, &id).await?) });
+            let aborted =
+                self.request("abort_multipart", key, 0, || async { Ok(store.abort_multipart(key, &id).await?) });
             if let Err(error) = aborted.await {
                 tracing::warn!(key = %key, error = &error as &dyn std::error::Error, "an unfinished upload stays behind");
             }
@@ -372,20 +406,34 @@ impl ColdStore {
         finished
     }
 
-    /// Runs `attempt` until it succeeds, fails for good or has been repeated `max_retries` times.
-    async fn request<T, F, R>(&self, op: &'static str, key: &ObjectPath, mut attempt: F) -> Result<T, StoreError>
+    /// Runs `attempt`, which moves `bytes` as far as that is known, until it succeeds, fails for good or has been
+    /// repeated `max_retries` times.
+    async fn request<T, F, R>(
+        &self,
+        op: &'static str,
+        key: &ObjectPath,
+        bytes: u64,
+        mut attempt: F,
+    ) -> Result<T, StoreError>
     where
         F: FnMut() -> R,
         R: Future<Output = Result<T, StoreFailure>>,
     {
+        let labels = [op, self.work.label()];
         let mut attempts = 0;
         loop {
             attempts += 1;
-            self.count(|metrics| metrics.store_requests.with_label_values(&[op]).inc());
+            if let Some(budget) = self.shared.lanes.of(self.work).budget.get() {
+                let came = Instant::now();
+                budget.take(bytes).await;
+                let waited = came.elapsed().as_secs_f64();
+                self.count(|metrics| metrics.store_budget_seconds.with_label_values(&labels[1..]).inc_by(waited));
+            }
+            self.count(|metrics| metrics.store_requests.with_label_values(&labels).inc());
             match self.within_limits(attempt()).await.flatten() {
                 Ok(value) => return Ok(value),
                 Err(failure) if failure.is_transient() && attempts <= self.shared.max_retries => {
-                    self.count(|metrics| metrics.store_retries.with_label_values(&[op]).inc());
+                    self.count(|metrics| metrics.store_retries.with_label_values(&labels).inc());
                     tokio::time::sleep(retry_wait(attempts)).await;
                 }
                 Err(source) => return Err(self.given_up(op, key, attempts, source)),
@@ -396,7 +444,8 @@ impl ColdStore {
     /// One attempt: with a permit, and within the time.
     async fn within_limits<T>(&self, attempt: impl Future<Output = T>) -> Result<T, StoreFailure> {
         let timeout = self.shared.request_timeout;
-        let _permit = self.shared.permits.acquire().await.map_err(|_| StoreFailure::Closed)?;
+        let permits = &self.shared.lanes.of(self.work).permits;
+        let _permit = permits.acquire().await.map_err(|_| StoreFailure::Closed)?;
         tokio::time::timeout(timeout, attempt).await.map_err(|_| StoreFailure::Timeout(timeout))
     }
 
@@ -404,9 +453,29 @@ impl ColdStore {
         let error = StoreError { op, key: key.to_string(), attempts, source };
         // "Not there" is an answer: asking for the next manifest version expects it.
         if !error.is_not_found() {
-            self.count(|metrics| metrics.store_failures.with_label_values(&[op]).inc());
+            self.count(|metrics| metrics.store_failures.with_label_values(&[op, self.work.label()]).inc());
         }
         error
+    }
+
+    fn put_options(&self) -> PutOptions {
+        let mut options = PutOptions::default();
+        if let Some(background) = self.shared.lanes.in_background(self.work, self.shared.request_timeout) {
+            options.extensions.insert(background);
+        }
+        options
+    }
+
+    fn get_options(&self, range: Option<Range<u64>>) -> GetOptions {
+        let mut options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
+        if let Some(background) = self.shared.lanes.in_background(self.work, self.shared.request_timeout) {
+            options.extensions.insert(background);
+        }
+        options
+    }
+
+    fn count_bytes(&self, counter: impl FnOnce(&TieringMetrics) -> &IntCounterVec, bytes: u64) {
+        self.count(|metrics| counter(metrics).with_label_values(&[self.work.label()]).inc_by(bytes));
     }
 
     fn count(&self, change: impl FnOnce(&TieringMetrics)) {

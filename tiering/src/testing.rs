@@ -5,6 +5,7 @@ pub mod chaos;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,12 +25,14 @@ use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, T
 use thermocline_ingest::record::{BatchDecoder, BatchEncoder, BatchError, Record};
 use uuid::Uuid;
 
+use crate::background::Background;
 use crate::manifest::ManifestStore;
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
 use crate::pipeline::StageOptions;
 use crate::store::ColdStore;
+use crate::throttle::Throttle;
 
 /// Key, value, headers.
 pub type TestRecord = (i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
@@ -109,6 +112,12 @@ pub fn path() -> PartitionPath {
 
 pub fn metrics() -> Arc<TieringMetrics> {
     Arc::new(TieringMetrics::new(&prometheus::Registry::new()).unwrap())
+}
+
+/// Background threads that never rest.
+pub fn background_threads() -> Background {
+    let throttle = Throttle::new(Duration::ZERO, Arc::default(), metrics().background_duty.clone());
+    Background::new(Arc::new(throttle), 2)
 }
 
 /// A manifest store whose clock stands at zero.

@@ -19,7 +19,6 @@
 
 mod data;
 mod digest;
-mod pace;
 mod raw;
 mod split;
 pub mod survey;
@@ -29,19 +28,19 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use thermocline_ingest::model::Offset;
-use tokio::task::JoinError;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::background::{Background, BackgroundError};
+use crate::budget::Budget;
 use crate::manifest::{DataFile, ManifestError, ManifestHead, ManifestStore, ObjectRef};
 use crate::paths::{self, PartitionPath};
 use crate::pipeline::StagedArchive;
 use crate::store::{ColdStore, StoreError, StoreFailure};
 pub use digest::ContentDigest;
-pub use pace::Pace;
 
-/// Read at once where reading has a pace.
+/// Read at once where reading has a budget.
 const PIECE_BYTES: u64 = 4 << 20;
-/// What an object costs of a pace at least: a request is not free, however small its answer.
+/// What an object costs of a budget at least: a request is not free, however small its answer.
 pub(crate) const OBJECT_COST_BYTES: u64 = 64 << 10;
 
 /// What is wrong with an object.
@@ -76,8 +75,8 @@ pub enum VerifyError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Damaged(#[from] Damage),
-    #[error("the check of {key} did not finish")]
-    Aborted { key: String },
+    #[error("checking {key}")]
+    Background { key: String, source: BackgroundError },
 }
 
 impl VerifyError {
@@ -103,8 +102,8 @@ pub fn object_hash(bytes: &[u8]) -> String {
 }
 
 /// Reads everything of `staged` back from the store and checks it, as nobody has named it yet.
-pub async fn read_back(store: &ColdStore, staged: &StagedArchive) -> Result<(), VerifyError> {
-    match check_file(store, &Arc::new(staged.file().clone()), None).await?.into_iter().next() {
+pub async fn read_back(store: &ColdStore, background: &Background, staged: &StagedArchive) -> Result<(), VerifyError> {
+    match check_file(store, background, &Arc::new(staged.file().clone()), None).await?.into_iter().next() {
         None => Ok(()),
         Some(damage) => Err(damage.into()),
     }
@@ -113,12 +112,13 @@ pub async fn read_back(store: &ColdStore, staged: &StagedArchive) -> Result<(), 
 /// Checks a file that a manifest of `path` names or named.
 pub async fn check_named(
     store: &ColdStore,
+    background: &Background,
     manifests: &ManifestStore,
     path: &PartitionPath,
     file: &Arc<DataFile>,
-    pace: Option<&Pace>,
+    budget: Option<&Budget>,
 ) -> Result<FileCheck, VerifyError> {
-    let mut damage = check_file(store, file, pace).await?;
+    let mut damage = check_file(store, background, file, budget).await?;
     if damage.is_empty() {
         return Ok(FileCheck::Sound);
     }
@@ -171,68 +171,76 @@ pub fn file_bytes(file: &DataFile) -> u64 {
 }
 
 /// Everything that is wrong with the objects of a file, at most one damage each; one object after the other.
-async fn check_file(store: &ColdStore, file: &Arc<DataFile>, pace: Option<&Pace>) -> Result<Vec<Damage>, VerifyError> {
+async fn check_file(
+    store: &ColdStore,
+    background: &Background,
+    file: &Arc<DataFile>,
+    budget: Option<&Budget>,
+) -> Result<Vec<Damage>, VerifyError> {
     let mut damage = Vec::new();
     let data = file.clone();
     let check = move |bytes| match PartitionPath::of(&data.data.path()) {
         Some(path) => data::check(&path, &data, bytes),
         None => Err(Fault::Undecodable { reason: "its key is not that of a partition's object".to_owned() }),
     };
-    damage.extend(check_object(store, &file.data, pace, check).await?);
+    damage.extend(check_object(store, background, &file.data, budget, check).await?);
     if let Some(split) = &file.split {
         let file = file.clone();
-        damage.extend(check_object(store, split, pace, move |bytes| split::check(&file, bytes)).await?);
+        damage.extend(check_object(store, background, split, budget, move |bytes| split::check(&file, bytes)).await?);
     }
     if let Some(raw) = &file.raw {
         let (file, batches) = (file.clone(), raw.clone());
-        damage.extend(check_object(store, &raw.object, pace, move |bytes| raw::check(&file, &batches, &bytes)).await?);
+        damage.extend(
+            check_object(store, background, &raw.object, budget, move |bytes| raw::check(&file, &batches, &bytes))
+                .await?,
+        );
     }
     Ok(damage)
 }
 
-/// Reads an object, compares it with its reference, then does `check` on a thread that may block.
+/// Reads an object, compares it with its reference, then does `check` on a background thread.
 async fn check_object(
     store: &ColdStore,
+    background: &Background,
     object: &ObjectRef,
-    pace: Option<&Pace>,
+    budget: Option<&Budget>,
     check: impl FnOnce(Bytes) -> Result<(), Fault> + Send + 'static,
 ) -> Result<Option<Damage>, VerifyError> {
-    let checked = match fetch(store, object, pace).await? {
+    let checked = match fetch(store, object, budget).await? {
         Err(fault) => Err(fault),
         Ok(bytes) => {
             let expected = object.clone();
-            let checking =
-                tokio::task::spawn_blocking(move || check_bytes(&expected, &bytes).and_then(|()| check(bytes)));
-            match checking.await {
+            let checking = move || check_bytes(&expected, &bytes).and_then(|()| check(bytes));
+            match background.run("archive-verify", checking).await {
                 Ok(checked) => checked,
-                Err(error) => Err(gave_up(&object.key, error)?),
+                // A decoder that panics over bytes with the right hash cannot read what was written.
+                Err(BackgroundError::Panicked { .. }) => {
+                    Err(Fault::Undecodable { reason: "the decoder gave up on it".to_owned() })
+                }
+                Err(source) => return Err(VerifyError::Background { key: object.key.clone(), source }),
             }
         }
     };
     Ok(checked.err().map(|fault| Damage { key: object.key.clone(), fault }))
 }
 
-/// A decoder that panics over bytes with the right hash cannot read what was written.
-fn gave_up(key: &str, error: JoinError) -> Result<Fault, VerifyError> {
-    match error.try_into_panic() {
-        Ok(_) => Ok(Fault::Undecodable { reason: "the decoder gave up on it".to_owned() }),
-        Err(_) => Err(VerifyError::Aborted { key: key.to_owned() }),
-    }
-}
-
-async fn fetch(store: &ColdStore, object: &ObjectRef, pace: Option<&Pace>) -> Result<Result<Bytes, Fault>, StoreError> {
+async fn fetch(
+    store: &ColdStore,
+    object: &ObjectRef,
+    budget: Option<&Budget>,
+) -> Result<Result<Bytes, Fault>, StoreError> {
     let (key, expected) = (object.path(), object.size_bytes);
-    if let Some(pace) = pace {
-        pace.take(OBJECT_COST_BYTES.saturating_sub(expected)).await;
+    if let Some(budget) = budget {
+        budget.take(OBJECT_COST_BYTES.saturating_sub(expected)).await;
     }
     match store.size_bytes(&key).await? {
         None => return Ok(Err(Fault::Missing)),
         Some(found) if found != expected => return Ok(Err(Fault::Size { expected, found })),
         Some(_) => {}
     }
-    let read = match pace {
+    let read = match budget {
         None => store.get_sized(&key, expected).await,
-        Some(pace) => fetch_paced(store, object, pace).await,
+        Some(budget) => fetch_in_pieces(store, object, budget).await,
     };
     match read {
         Ok(bytes) => Ok(Ok(bytes)),
@@ -242,13 +250,13 @@ async fn fetch(store: &ColdStore, object: &ObjectRef, pace: Option<&Pace>) -> Re
 }
 
 /// One piece after the other, each when its time has come.
-async fn fetch_paced(store: &ColdStore, object: &ObjectRef, pace: &Pace) -> Result<Bytes, StoreError> {
+async fn fetch_in_pieces(store: &ColdStore, object: &ObjectRef, budget: &Budget) -> Result<Bytes, StoreError> {
     let key = object.path();
     let mut bytes = BytesMut::new();
     let mut start = 0;
     while start < object.size_bytes {
         let end = object.size_bytes.min(start.saturating_add(PIECE_BYTES));
-        pace.take(end - start).await;
+        budget.take(end - start).await;
         bytes.extend_from_slice(&store.get_range(&key, start..end).await?);
         start = end;
     }

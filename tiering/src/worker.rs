@@ -28,23 +28,27 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::RwLock;
-use thermocline_config::{SearchIndex, TieringConfig};
+use thermocline_config::{CacheConfig, SearchIndex, TieringConfig};
 use thermocline_ingest::clock::Clock;
+use thermocline_ingest::latency::LatencyWindow;
 use thermocline_ingest::log::{LogError, Partition, SealedSegment};
 use thermocline_ingest::model::{Offset, TopicName, TopicPartition};
 use thermocline_ingest::topics::{Topic, TopicError, Topics};
 use tokio::sync::Semaphore;
 
+use crate::background::{self, Background};
+use crate::budget::Rates;
 use crate::cache::BlockCache;
 use crate::janitor::{Janitor, JanitorAges, JanitorError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
-use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, StageOptions};
+use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, Batches, StageOptions};
 use crate::scrub::{DamagedFile, Scrubber};
 use crate::split::SplitOptions;
-use crate::store::ColdStore;
+use crate::store::{ColdStore, StoreLimits, Work};
+use crate::throttle::Throttle;
 use partition::{Key, PartitionArchive};
 
 /// Manifests loaded at once at start.
@@ -117,6 +121,8 @@ pub struct TieringOptions {
     pub topics: Arc<Topics>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<TieringMetrics>,
+    /// what producers experience; archiving gives way to it
+    pub produce_latency: Arc<LatencyWindow>,
     /// raised at each start of the broker; fences older ones
     pub broker_epoch: u64,
 }
@@ -172,19 +178,24 @@ impl Tiering {
     /// Loads the manifest of every partition of every topic, tells each partition its archived_through. Must be called
     /// before the Kafka port opens.
     pub async fn open(options: TieringOptions) -> Result<Arc<Self>, TieringError> {
-        let TieringOptions { config, cache, store, topics, clock, metrics, broker_epoch } = options;
+        let TieringOptions { config, cache, store, topics, clock, metrics, produce_latency, broker_epoch } = options;
         store.observe(metrics.clone());
-        let manifests = ManifestStore::new(store.clone(), broker_epoch, clock.clone());
+        let target = config.produce_latency_target.as_duration();
+        let throttle = Arc::new(Throttle::new(target, produce_latency, metrics.background_duty.clone()));
+        store.limit(limits(&config, &cache, throttle.clone()));
+        let background = Background::new(throttle.clone(), config.workers);
+        let manifests = ManifestStore::new(store.of(Work::Archive), broker_epoch, clock.clone());
         manifests.observe(metrics.clone());
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
         let tiering = Arc::new(Self {
-            blocks: BlockCache::new(store.clone(), blocks_max_bytes, tokio::runtime::Handle::current()),
-            archiver: Archiver::new(store.clone(), manifests.clone(), &config, metrics.clone()),
-            janitor: Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics.clone(), ages),
+            blocks: BlockCache::new(store.of(Work::Read), blocks_max_bytes, tokio::runtime::Handle::current()),
+            archiver: Archiver::new(store.clone(), manifests.clone(), background, &config, metrics.clone()),
+            janitor: Janitor::new(store.of(Work::Maintenance), manifests.clone(), clock.clone(), metrics.clone(), ages),
             scrubber: Scrubber::new(
-                store.clone(),
+                store.of(Work::Maintenance),
                 manifests.clone(),
+                Background::new(throttle, 1),
                 clock.clone(),
                 metrics.clone(),
                 config.scrub_rate.as_u64(),
@@ -378,7 +389,7 @@ impl Tiering {
             file_bytes_max: Archiver::file_bytes_max(&self.config),
             split,
         };
-        ArchiveJob { batches: Box::new(move || segment.batches()), options }
+        ArchiveJob { batches: Box::new(move || unhurried(&segment)), options }
     }
 
     async fn raise_log_start(&self, partition: &Arc<Partition>, start: Offset) -> Result<(), TieringError> {
@@ -390,6 +401,24 @@ impl Tiering {
         let partition = partition.topic_partition().clone();
         raised.map_err(|source| TieringError::LogStart { partition, source })
     }
+}
+
+/// What the store may be asked for, by the settings.
+fn limits(config: &TieringConfig, cache: &CacheConfig, throttle: Arc<Throttle>) -> StoreLimits {
+    let archive = Rates {
+        bytes_per_second: config.archive_bytes_per_second.as_u64(),
+        requests_per_second: config.archive_requests_per_second,
+    };
+    let reads = Rates {
+        bytes_per_second: cache.read_bytes_per_second.as_u64(),
+        requests_per_second: cache.read_requests_per_second,
+    };
+    StoreLimits { archive, reads, throttle }
+}
+
+/// The batches of a segment, with a rest before each if the thread is to rest.
+fn unhurried(segment: &SealedSegment) -> Result<Batches, LogError> {
+    Ok(Box::new(segment.batches()?.inspect(|_| background::pause())))
 }
 
 fn path_of(partition: &Partition) -> PartitionPath {

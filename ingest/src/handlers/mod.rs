@@ -130,7 +130,8 @@ async fn produce(
         };
     }
     let (correlation_id, version) = (request.correlation_id, request.version);
-    let answer = async move { encode::response(correlation_id, version, &produced.settle().await) };
+    let metrics = services.metrics.clone();
+    let answer = async move { encode::response(correlation_id, version, &produced.settle(&metrics).await) };
     Ok(Outcome::Later(answer.boxed()))
 }
 

@@ -17,6 +17,7 @@ use tracing::{debug, error, warn};
 
 use super::{RequestContext, blocking, code, find_partition, text};
 use crate::log::{AppendError, Appended, Partition};
+use crate::metrics::IngestMetrics;
 use crate::model::Offset;
 use crate::record::{BatchRefusal, Compression};
 use crate::server::Services;
@@ -35,6 +36,7 @@ pub struct Produced {
     acks: i16,
     response: ProduceResponse,
     waits: Vec<Wait>,
+    started: Instant,
     deadline: Instant,
 }
 
@@ -58,7 +60,7 @@ struct Append {
 /// Appends every batch of the request that may be appended.
 pub async fn produce(services: &Arc<Services>, context: &RequestContext, request: ProduceRequest) -> Produced {
     let wait = Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0)).min(ACK_WAIT_MAX);
-    let deadline = Instant::now() + wait;
+    let started = Instant::now();
     let acks = request.acks;
     let (mut response, appends) = plan(services, context, request);
     let done = blocking(move || {
@@ -92,7 +94,7 @@ pub async fn produce(services: &Arc<Services>, context: &RequestContext, request
             }
         }
     }
-    Produced { acks, response, waits, deadline }
+    Produced { acks, response, waits, started, deadline: started + wait }
 }
 
 /// Answers what can be answered from the request alone, and lists the appends to do.
@@ -165,8 +167,10 @@ impl Produced {
     }
 
     /// Waits until everything appended is committed, or the request's timeout has passed.
-    pub async fn settle(mut self) -> ProduceResponse {
-        for wait in std::mem::take(&mut self.waits) {
+    pub async fn settle(mut self, metrics: &IngestMetrics) -> ProduceResponse {
+        let waits = std::mem::take(&mut self.waits);
+        let has_appended = !waits.is_empty();
+        for wait in waits {
             // The commits run side by side; a passed deadline still lets those through that are done.
             let committed = tokio::time::timeout_at(self.deadline, wait.log.committed(wait.until)).await;
             let Some(row) = row(&mut self.response, wait.topic, wait.partition) else { continue };
@@ -181,6 +185,9 @@ impl Produced {
                     row.base_offset = -1;
                 }
             }
+        }
+        if has_appended {
+            metrics.observe_produce(self.started.elapsed());
         }
         self.response
     }

@@ -1,4 +1,4 @@
-//! A sealed segment, as the archive reads it.
+//! A sealed segment, as the archive reads it: once, in order, and without a trace in the page cache.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::{IoContext, LogError};
-use super::segment::{LogFile, Segment};
+use super::segment::Segment;
 use crate::model::{Offset, Timestamp};
+use crate::page_cache::QuietReader;
 use crate::record::{BATCH_HEADER_LEN, BatchError, BatchHeader, verify_crc};
 
 /// Read at once; grows for a batch that is larger.
@@ -26,7 +27,7 @@ pub struct SealedSegment {
 
 /// Walks the batches of a file. Ends after the first error.
 struct Batches {
-    log: Arc<LogFile>,
+    log: QuietReader,
     path: PathBuf,
     /// Read and not handed out.
     window: Bytes,
@@ -53,7 +54,7 @@ impl SealedSegment {
     /// is an error naming file and position. Goes on to the end even if the segment is deleted meanwhile.
     pub fn batches(&self) -> Result<Box<dyn Iterator<Item = Result<Bytes, LogError>> + Send>, LogError> {
         Ok(Box::new(Batches {
-            log: self.segment.log()?,
+            log: self.segment.quiet_log()?,
             path: self.segment.path(),
             window: Bytes::new(),
             position: 0,

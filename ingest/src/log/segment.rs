@@ -16,6 +16,7 @@ use super::error::{IoContext, LogError};
 use super::index::{IndexFile, OffsetEntry, TimeEntry};
 use super::scan::{Placed, ScanError, Scanner};
 use crate::model::{Offset, Timestamp};
+use crate::page_cache::QuietReader;
 use crate::record::BatchHeader;
 
 pub const LOG: &str = "log";
@@ -195,6 +196,12 @@ impl Segment {
         }
         let path = self.path();
         Ok(Arc::new(LogFile::new(File::open(&path).on("open", &path)?)))
+    }
+
+    /// The log file of a sealed segment, for reading without a trace in the page cache.
+    pub fn quiet_log(&self) -> Result<QuietReader, LogError> {
+        let path = self.path();
+        Ok(QuietReader::new(File::open(&path).on("open", &path)?))
     }
 
     /// Header and place of the batch that holds `offset`, or of the first one after it. None beyond the end.

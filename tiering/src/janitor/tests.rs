@@ -7,7 +7,8 @@ use crate::manifest::{DataFile, EXPIRED_FILES_PER_COMMIT, Manifest, ObjectRef, R
 use crate::paths::{AttemptId, ObjectKind, RangeName};
 use crate::pipeline::{ArchiveJob, Archiver, Batches};
 use crate::testing::{
-    Fault, FaultyStore, batches, metrics, path, some_records, stage_options, store_config, tiering_config,
+    Fault, FaultyStore, background_threads, batches, metrics, path, some_records, stage_options, store_config,
+    tiering_config,
 };
 
 const AGE_MS: i64 = 60_000;
@@ -40,7 +41,13 @@ fn on(faulty: FaultyStore, clock: Arc<ManualClock>, epoch: u64) -> Setup {
 impl Setup {
     /// Archives a segment as several files.
     async fn archive(&self) -> ManifestHead {
-        let archiver = Archiver::new(self.store.clone(), self.manifests.clone(), &tiering_config(), metrics());
+        let archiver = Archiver::new(
+            self.store.clone(),
+            self.manifests.clone(),
+            background_threads(),
+            &tiering_config(),
+            metrics(),
+        );
         let mut head = self.manifests.load(&path()).await.unwrap();
         let segment = batches(head.manifest().next_offset().0, &some_records(1000), 50);
         let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));

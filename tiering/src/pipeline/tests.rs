@@ -9,8 +9,8 @@ use thermocline_ingest::record::BatchHeader;
 use super::*;
 use crate::manifest::ObjectRef;
 use crate::testing::{
-    Fault, FaultyStore, TestRecord, any_record, batch, batches, manifest_store, metrics, path, some_records,
-    stage_options, tiering_config, undecodable,
+    Fault, FaultyStore, TestRecord, any_record, background_threads, batch, batches, manifest_store, metrics, path,
+    some_records, stage_options, tiering_config, undecodable,
 };
 
 /// Decoded bytes at which a file is cut in these tests; the records are small.
@@ -32,7 +32,7 @@ fn stage_all(batches: &[Bytes], from: i64, file_bytes_max: usize) -> Result<Vec<
 
 fn archiver(store: &ColdStore, epoch: u64) -> (Archiver, ManifestStore) {
     let manifests = manifest_store(store.clone(), epoch);
-    (Archiver::new(store.clone(), manifests.clone(), &tiering_config(), metrics()), manifests)
+    (Archiver::new(store.clone(), manifests.clone(), background_threads(), &tiering_config(), metrics()), manifests)
 }
 
 async fn archive(store: &ColdStore, epoch: u64, batches: &[Bytes]) -> Result<ManifestHead, ArchiveError> {

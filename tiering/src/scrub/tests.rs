@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::manifest::{Change, ManifestHead};
-use crate::testing::{FaultyStore, manifest_store, metrics, path};
+use crate::testing::{FaultyStore, background_threads, manifest_store, metrics, path};
 use crate::verify::Fault;
 use crate::verify::testing::{archive, commit};
 
@@ -29,13 +29,13 @@ impl Archives for One {
 
 fn scrubber(store: &ColdStore, rate: u64) -> Scrubber {
     let manifests = manifest_store(store.clone(), 1);
-    Scrubber::new(store.clone(), manifests, Arc::new(ManualClock::default()), metrics(), rate)
+    Scrubber::new(store.clone(), manifests, background_threads(), Arc::new(ManualClock::default()), metrics(), rate)
 }
 
 /// From the second file on, and round to it.
 async fn pass(scrubber: &Scrubber, archives: &One) -> u64 {
     let start = (path().topic_id, path().partition, archives.manifest(&path()).unwrap().files[1].base_offset);
-    scrubber.pass(archives, start, scrubber.pace.as_ref().unwrap()).await
+    scrubber.pass(archives, start, scrubber.budget.as_ref().unwrap()).await
 }
 
 fn store() -> (FaultyStore, ColdStore) {

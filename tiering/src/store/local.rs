@@ -3,7 +3,7 @@
 //! `object_store`'s own file system client reports success while bytes are still in the page cache; here the archive
 //! may hold the only copy. So writes are done here, in the order that leaves either nothing or the whole object:
 //!
-//! 1. write `<name>#<random number>` beside the target (listings skip such names),
+//! 1. write `<name>#<random number>` beside the target (listings skip such names), syncing every [`SYNC_BYTES`],
 //! 2. fsync it,
 //! 3. rename it to the target, or hard-link it where the target must not exist,
 //! 4. fsync every folder from the target's up to the root.
@@ -14,27 +14,46 @@
 //! | after 3, before 4 | the object is whole or, after a power loss, not there; nobody was told that it exists |
 //! | after 4 | the object exists |
 //!
-//! Reads, listings and deletes go through `object_store`.
+//! # Beside a hot log on the same disk
+//! A sync of the log queues behind what the disk was given before it. An object that is synced as a whole hands it
+//! tens of megabytes at once, and producers wait until they are written; synced in pieces, it hands it one piece, and
+//! the log's sync comes next. What is written is dropped from the page cache piece by piece, for consumers of the hot
+//! log need the room and nobody has asked for this object yet. Writes run on background threads and rest between
+//! pieces as the throttle says.
+//!
+//! What the archive itself reads (verification above all) goes through `page_cache::QuietReader`: it comes from the
+//! disk, which is what verification is about, and leaves no trace in memory. Reads of consumers use the page cache.
+//!
+//! Listings, deletes and the opening of files go through `object_store`.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use thermocline_ingest::model::Timestamp;
+use thermocline_ingest::page_cache::{self, QuietReader};
+
+use super::work::InBackground;
+use crate::background::{self, BackgroundError};
 
 const STORE: &str = "DurableFileSystem";
+/// Bytes written between two syncs: what the disk is busy with when a sync of the log arrives.
+const SYNC_BYTES: usize = 2 << 20;
+/// Bytes read between two rests.
+const READ_BYTES: usize = 4 << 20;
 /// Between the name of an object and the number that makes its staging file's.
 const STAGING_MARK: char = '#';
 
@@ -50,6 +69,21 @@ pub struct Staging {
 pub struct DurableFileSystem {
     files: LocalFileSystem,
     root: PathBuf,
+}
+
+/// What a request may still rest: one that rested for longer would run into its timeout, be repeated, and never end.
+struct Rests {
+    left: Duration,
+}
+
+impl Rests {
+    fn pause(&mut self) {
+        if !self.left.is_zero() {
+            let begun = Instant::now();
+            background::pause();
+            self.left = self.left.saturating_sub(begun.elapsed());
+        }
+    }
 }
 
 impl DurableFileSystem {
@@ -81,9 +115,9 @@ impl DurableFileSystem {
     }
 
     /// Blocking.
-    fn write(&self, location: &ObjectPath, payload: &PutPayload, create: bool) -> Result<()> {
+    fn write(&self, location: &ObjectPath, payload: &PutPayload, create: bool, rests: &mut Rests) -> Result<()> {
         let target = self.files.path_to_filesystem(location)?;
-        match write_durably(&self.root, &target, payload, create) {
+        match write_durably(&self.root, &target, payload, create, rests) {
             Ok(()) => Ok(()),
             Err(source) if create && source.kind() == io::ErrorKind::AlreadyExists => {
                 Err(object_store::Error::AlreadyExists { path: location.to_string(), source: Box::new(source) })
@@ -108,7 +142,11 @@ impl ObjectStore for DurableFileSystem {
             PutMode::Update(_) => return Err(unsupported("update")),
         };
         let (store, location) = (self.clone(), location.clone());
-        tokio::task::spawn_blocking(move || store.write(&location, &payload, create)).await??;
+        let background = opts.extensions.get::<InBackground>().cloned();
+        let mut rests = Rests { left: background.as_ref().map_or(Duration::ZERO, |background| background.rest_max) };
+        let throttle = background.and_then(|background| background.throttle);
+        let write = move || store.write(&location, &payload, create, &mut rests);
+        background::run_now("store-write", throttle, write).await.map_err(thread_failed)??;
         Ok(PutResult { e_tag: None, version: None })
     }
 
@@ -117,7 +155,23 @@ impl ObjectStore for DurableFileSystem {
     }
 
     async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
-        self.files.get_opts(location, options).await
+        let background = options.extensions.get::<InBackground>().cloned();
+        let result = self.files.get_opts(location, options).await?;
+        match (background, result) {
+            (
+                Some(InBackground { throttle, rest_max }),
+                GetResult { payload: GetResultPayload::File(file, path), meta, range, attributes },
+            ) => {
+                let wanted = range.clone();
+                let mut rests = Rests { left: rest_max };
+                let read = move || read_quietly(file, &path, wanted, &mut rests);
+                let read = background::run_now("store-read", throttle, read);
+                let read = async move { read.await.map_err(thread_failed)? };
+                let payload = GetResultPayload::Stream(futures::stream::once(read).boxed());
+                Ok(GetResult { payload, meta, range, attributes })
+            }
+            (_, result) => Ok(result),
+        }
     }
 
     async fn get_ranges(&self, location: &ObjectPath, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
@@ -144,7 +198,7 @@ impl ObjectStore for DurableFileSystem {
     }
 }
 
-fn write_durably(root: &Path, target: &Path, payload: &PutPayload, create: bool) -> io::Result<()> {
+fn write_durably(root: &Path, target: &Path, payload: &PutPayload, create: bool, rests: &mut Rests) -> io::Result<()> {
     let Some(folder) = target.parent().filter(|folder| folder.starts_with(root)) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "lies outside the store's folder"));
     };
@@ -152,7 +206,7 @@ fn write_durably(root: &Path, target: &Path, payload: &PutPayload, create: bool)
     let mut staging = target.as_os_str().to_owned();
     staging.push(format!("{STAGING_MARK}{}", rand::random::<u64>()));
     let staging = PathBuf::from(staging);
-    let published = write_and_sync(&staging, payload)
+    let published = write_and_sync(&staging, payload, rests)
         .and_then(|()| if create { fs::hard_link(&staging, target) } else { fs::rename(&staging, target) });
     if create || published.is_err() {
         // Only tidiness: nobody reads a staging file.
@@ -205,10 +259,34 @@ fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn write_and_sync(path: &Path, payload: &PutPayload) -> io::Result<()> {
+fn write_and_sync(path: &Path, payload: &PutPayload, rests: &mut Rests) -> io::Result<()> {
     let mut file = File::create_new(path)?;
-    payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
+    let mut written = 0;
+    for piece in payload.iter().flat_map(|bytes| bytes.chunks(SYNC_BYTES)) {
+        file.write_all(piece)?;
+        file.sync_data()?;
+        written += piece.len() as u64;
+        page_cache::forget(&file, written);
+        rests.pause();
+    }
     file.sync_all()
+}
+
+/// The bytes of `range` as one chunk, without a trace in the page cache. Blocking.
+fn read_quietly(file: File, path: &Path, range: Range<u64>, rests: &mut Rests) -> Result<Bytes> {
+    let mut reader = QuietReader::new(file);
+    let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+    let mut position = range.start;
+    for piece in bytes.chunks_mut(READ_BYTES) {
+        reader.read_exact_at(piece, position).map_err(|source| generic(path.display().to_string(), source))?;
+        position += piece.len() as u64;
+        rests.pause();
+    }
+    Ok(bytes.into())
+}
+
+fn thread_failed(source: BackgroundError) -> object_store::Error {
+    object_store::Error::Generic { store: STORE, source: Box::new(source) }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

@@ -4,6 +4,8 @@ use thermocline_config::HumanDuration;
 use super::*;
 use crate::testing::{Fault, FaultyStore, store_config};
 
+mod isolation;
+
 fn key(name: &str) -> ObjectPath {
     ObjectPath::from(name)
 }

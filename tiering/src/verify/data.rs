@@ -8,6 +8,7 @@ use thermocline_ingest::model::Offset;
 
 use super::digest::column;
 use super::{ContentDigest, Fault, content, row_offsets};
+use crate::background;
 use crate::manifest::DataFile;
 use crate::parquet::{BASE_OFFSET_KEY, LAST_OFFSET_KEY, PARTITION_KEY, TOPIC_KEY};
 use crate::paths::PartitionPath;
@@ -30,6 +31,7 @@ pub(super) fn check(path: &PartitionPath, file: &DataFile, bytes: Bytes) -> Resu
             .map_err(undecodable)?;
         for batch in batches {
             rows.take(&batch.map_err(undecodable)?)?;
+            background::pause();
         }
     }
     rows.finish()

@@ -18,7 +18,9 @@ use thermocline_ingest::clock::Clock;
 use thermocline_ingest::model::{Offset, TopicName};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Damage, FileCheck, Pace, VerifyError, check_named, file_bytes, load_newest};
+use super::{Damage, FileCheck, VerifyError, check_named, file_bytes, load_newest};
+use crate::background::Background;
+use crate::budget::{Budget, Rates};
 use crate::manifest::{DataFile, ManifestHead, ManifestStore, ObjectRef, RawBatch};
 use crate::paths::{self, ObjectKind, PartitionPath};
 use crate::store::{ColdStore, StoreError};
@@ -51,7 +53,8 @@ pub struct Survey {
     store: ColdStore,
     manifests: ManifestStore,
     sample: Sample,
-    pace: Option<Pace>,
+    background: Background,
+    budget: Option<Budget>,
 }
 
 /// Why the store could not be surveyed, or not to its end.
@@ -98,7 +101,9 @@ impl Survey {
     pub fn new(options: SurveyOptions) -> Self {
         let SurveyOptions { store, clock, sample, rate } = options;
         let manifests = ManifestStore::new(store.clone(), NO_EPOCH, clock);
-        Self { store, manifests, sample, pace: rate.map(Pace::new) }
+        let rates = |rate: NonZeroU64| Rates { bytes_per_second: rate.get(), requests_per_second: 0 };
+        let budget = rate.map(|rate| Budget::new(rates(rate)));
+        Self { store, manifests, sample, background: Background::unthrottled(1), budget }
     }
 
     /// Every partition that has a folder in the store, by topic; those of topics whose removal has begun are left out.
@@ -142,7 +147,9 @@ impl Survey {
         let (mut next, mut replaced) = (Offset::ZERO, 0);
         while let Some(file) = head.manifest().file_for(next).filter(|file| file.base_offset < end).cloned() {
             if self.sample.takes(&file) {
-                match check_named(&self.store, &self.manifests, &path, &file, self.pace.as_ref()).await {
+                match check_named(&self.store, &self.background, &self.manifests, &path, &file, self.budget.as_ref())
+                    .await
+                {
                     Ok(FileCheck::Sound) => {}
                     Ok(FileCheck::Damaged(damage)) => report.damage.extend(damage),
                     Ok(FileCheck::Replaced(_)) if replaced >= REPLACED_MAX => {

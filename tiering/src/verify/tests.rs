@@ -5,13 +5,14 @@ use proptest::prelude::*;
 use thermocline_ingest::model::{PartitionId, Timestamp, TopicName};
 
 use super::*;
+use crate::budget::Rates;
 use crate::manifest::{RawBatch, RawBatches};
 use crate::parquet::{BASE_OFFSET_KEY, LAST_OFFSET_KEY, PARTITION_KEY, ParquetEncoder, TOPIC_KEY};
 use crate::pipeline::{StageOptions, Stager};
 use crate::split::SplitOptions;
 use crate::testing::{
-    FaultyStore, TestRecord, any_record, batch, batches, for_each_record, parquet_options, path, some_records,
-    stage_options, undecodable, write_golden_if_asked,
+    FaultyStore, TestRecord, any_record, background_threads, batch, batches, for_each_record, parquet_options, path,
+    some_records, stage_options, undecodable, write_golden_if_asked,
 };
 
 /// Digest of the records as the log has them, and the Parquet file made of them.
@@ -114,21 +115,24 @@ async fn damage_is_found() {
     let staged = staged(150);
     let faulty = FaultyStore::healthy(Arc::new(InMemory::new()));
     let store = faulty.cold(0);
-    let missing = read_back(&store, &staged).await.unwrap_err();
+    let missing = read_back(&store, &background_threads(), &staged).await.unwrap_err();
     assert!(missing.is_mismatch(), "an object that is not there was not stored: {missing}");
     for (key, bytes) in staged.objects() {
         store.put(key, bytes.clone()).await.unwrap();
     }
-    read_back(&store, &staged).await.unwrap();
+    read_back(&store, &background_threads(), &staged).await.unwrap();
     for (key, bytes) in staged.objects() {
         for at in (0..bytes.len()).step_by(97) {
             let mut damaged = bytes.to_vec();
             damaged[at] ^= 0x10;
             store.put(key, damaged.into()).await.unwrap();
-            assert!(read_back(&store, &staged).await.unwrap_err().is_mismatch(), "{key} byte {at}");
+            assert!(
+                read_back(&store, &background_threads(), &staged).await.unwrap_err().is_mismatch(),
+                "{key} byte {at}"
+            );
         }
         store.put(key, bytes.slice(..bytes.len() - 1)).await.unwrap();
-        assert!(read_back(&store, &staged).await.unwrap_err().is_mismatch(), "{key} cut");
+        assert!(read_back(&store, &background_threads(), &staged).await.unwrap_err().is_mismatch(), "{key} cut");
         store.put(key, bytes.clone()).await.unwrap();
     }
 }
@@ -194,7 +198,7 @@ async fn a_file_of_raw_batches_alone_reads_back() {
     for (key, bytes) in staged.objects() {
         store.put(key, bytes.clone()).await.unwrap();
     }
-    read_back(&store, &staged).await.unwrap();
+    read_back(&store, &background_threads(), &staged).await.unwrap();
 }
 
 #[test]
@@ -234,15 +238,15 @@ fn a_raw_batch_that_is_another_one_is_found() {
     assert!(raw::check(file, &raw, &bytes[..bytes.len() - 1]).is_err());
 }
 
-/// Reading at a pace gives the same bytes, and takes what the pace says.
+/// Reading within a budget gives the same bytes, and takes its time.
 #[tokio::test(start_paused = true)]
-async fn a_pace_changes_nothing_but_time() {
+async fn a_budget_changes_nothing_but_time() {
     let store = FaultyStore::healthy(Arc::new(InMemory::new())).cold(0);
     let bytes = Bytes::from((0..PIECE_BYTES * 2 + 5).map(|n| n as u8).collect::<Vec<u8>>());
     let object = ObjectRef::of(&"some/object".into(), &bytes);
     store.put(&object.path(), bytes.clone()).await.unwrap();
-    let pace = Pace::new(std::num::NonZeroU64::new(PIECE_BYTES).unwrap());
+    let budget = Budget::new(Rates { bytes_per_second: PIECE_BYTES, requests_per_second: 0 });
     let start = tokio::time::Instant::now();
-    assert_eq!(fetch(&store, &object, Some(&pace)).await.unwrap(), Ok(bytes));
+    assert_eq!(fetch(&store, &object, Some(&budget)).await.unwrap(), Ok(bytes));
     assert_eq!(start.elapsed().as_secs(), 2, "two pieces were paid for before the third began");
 }

@@ -54,6 +54,7 @@ impl Broker {
             topics: topics.clone(),
             clock: clock.clone(),
             metrics: metrics(),
+            produce_latency: Arc::default(),
             broker_epoch,
         };
         let tiering = Tiering::open(options).await.unwrap();

@@ -125,6 +125,7 @@ impl World {
             topics,
             clock: self.clock.clone(),
             metrics: Arc::new(TieringMetrics::new(&registry).unwrap()),
+            produce_latency: Arc::default(),
             broker_epoch: self.epoch,
         };
         let tiering = Tiering::open(options).await.unwrap();

@@ -1,0 +1,97 @@
+#![cfg(target_os = "linux")]
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGES: u64 = 200;
+/// Not a whole number of pages.
+const SIZE_BYTES: u64 = PAGES * PAGE_BYTES - 1000;
+
+/// Which pages are in memory. Asking brings in the missing ones, each by itself, so a file can be asked once.
+fn resident_pages(path: &Path) -> Vec<bool> {
+    let file = File::open(path).unwrap();
+    advise(&file, 0, 0, rustix::fs::Advice::Random);
+    (0..PAGES).map(|page| read_resident(&file, &mut [0], page * PAGE_BYTES) == Some(1)).collect()
+}
+
+fn synced_file(dir: &Path) -> (std::path::PathBuf, Vec<u8>) {
+    let path = dir.join("file");
+    let bytes: Vec<u8> = (0..SIZE_BYTES).map(|n| (n / 7) as u8).collect();
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.sync_all().unwrap();
+    forget(&file, SIZE_BYTES);
+    (path, bytes)
+}
+
+/// Reads the pages of `wanted` as a consumer would, but without read-ahead.
+fn bring_in(path: &Path, wanted: &[bool]) {
+    let file = File::open(path).unwrap();
+    advise(&file, 0, 0, rustix::fs::Advice::Random);
+    for (page, _) in (0..).zip(wanted).filter(|(_, wanted)| **wanted) {
+        file.read_exact_at(&mut [0], page * PAGE_BYTES).unwrap();
+    }
+}
+
+#[test]
+fn what_is_forgotten_is_not_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = synced_file(dir.path());
+    let resident = resident_pages(&path);
+    let count = resident.iter().filter(|page| **page).count() as u64;
+    // A file system that lives in memory keeps everything.
+    assert!(count * PAGE_BYTES <= PIECE_BYTES || count == PAGES, "{resident:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+
+    /// Reading a file through in any steps returns its bytes and leaves in memory what was there before. The
+    /// kernel's answers are not exact (pages on the move count as missing, a fast disk may have fetched a page before
+    /// the question is over), so a piece of difference is let pass.
+    #[test]
+    fn reading_leaves_the_page_cache_as_it_was(
+        // a prefix of whole pieces that consumers hold, as they hold the end of a log
+        pieces in 0..=(PAGES * PAGE_BYTES / PIECE_BYTES),
+        steps in prop::collection::vec(1000_usize..300_000, 1..20),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, bytes) = synced_file(dir.path());
+        let held: Vec<bool> = (0..PAGES).map(|page| page * PAGE_BYTES < pieces * PIECE_BYTES).collect();
+        bring_in(&path, &held);
+        let mut reader = QuietReader::new(File::open(&path).unwrap());
+        let mut read = Vec::new();
+        for step in steps.iter().cycle() {
+            let left = bytes.len() - read.len();
+            if left == 0 {
+                break;
+            }
+            let mut buf = vec![0; left.min(*step)];
+            reader.read_exact_at(&mut buf, read.len() as u64).unwrap();
+            read.extend_from_slice(&buf);
+        }
+        drop(reader);
+        prop_assert!(read == bytes);
+        let resident = resident_pages(&path);
+        let in_memory_file_system = resident.iter().all(|page| *page);
+        let differing = resident.iter().zip(&held).filter(|(now, before)| now != before).count() as u64;
+        prop_assert!(
+            in_memory_file_system || differing * PAGE_BYTES <= PIECE_BYTES,
+            "{differing} pages differ\nheld {held:?}\nresident {resident:?}"
+        );
+    }
+}
+
+#[test]
+fn reading_beyond_the_end_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = synced_file(dir.path());
+    let mut reader = QuietReader::new(File::open(&path).unwrap());
+    let error = reader.read_exact_at(&mut [0; 2000], SIZE_BYTES - 1000).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+}

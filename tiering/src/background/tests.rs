@@ -1,0 +1,95 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use prometheus::Gauge;
+use thermocline_ingest::latency::LatencyWindow;
+
+use super::*;
+
+fn background(slots: usize) -> Background {
+    let latency = Arc::new(LatencyWindow::default());
+    Background::new(Arc::new(Throttle::new(Duration::ZERO, latency, Gauge::new("duty", "share").unwrap())), slots)
+}
+
+#[cfg(target_os = "linux")]
+fn nice() -> i32 {
+    rustix::process::getpriority_process(None).unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn jobs_and_their_threads_have_low_priority() {
+    let before = nice();
+    let priorities =
+        background(1).run("job", || (nice(), spawn_low_priority("part", nice).unwrap().join().unwrap())).await.unwrap();
+    assert_eq!(priorities, (NICE, NICE));
+    assert_eq!(nice(), before, "the thread that waits keeps its own");
+}
+
+#[tokio::test]
+async fn no_more_jobs_run_than_there_are_slots() {
+    let background = background(2);
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let jobs = (0..20).map(|_| {
+        let (running, most) = (running.clone(), most.clone());
+        background.run("job", move || {
+            most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::yield_now();
+            running.fetch_sub(1, Ordering::SeqCst);
+        })
+    });
+    futures::future::try_join_all(jobs).await.unwrap();
+    assert!(most.load(Ordering::SeqCst) <= 2);
+    assert_eq!(background.slots.available_permits(), 2);
+}
+
+#[tokio::test]
+async fn a_job_whose_caller_is_gone_keeps_its_slot_until_it_ends() {
+    let background = background(1);
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = oneshot::channel();
+    let job = tokio::spawn({
+        let background = background.clone();
+        async move {
+            let work = move || {
+                begun.send(()).unwrap();
+                wait.recv().unwrap_err();
+            };
+            background.run("job", work).await
+        }
+    });
+    has_begun.await.unwrap();
+    job.abort();
+    assert!(job.await.unwrap_err().is_cancelled());
+    assert_eq!(background.slots.available_permits(), 0);
+    drop(go);
+    assert_eq!(background.run("next", || 7).await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_panic_is_an_error_and_frees_the_slot() {
+    let background = background(1);
+    let outcome = background.run("job", || -> u32 { panic!("as a test wants it") }).await;
+    assert!(matches!(outcome, Err(BackgroundError::Panicked { name: "job" })));
+    assert_eq!(background.run("next", || 7).await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn threads_of_a_job_rest_by_its_throttle() {
+    let has_pace = || PACE.with_borrow(Option::is_some);
+    assert!(!has_pace());
+    pause();
+    let background = background(1);
+    let part = move || spawn_low_priority("part", has_pace).unwrap().join().unwrap();
+    assert!(background.run("job", part).await.unwrap());
+    assert!(!spawn_low_priority("part of nothing", has_pace).unwrap().join().unwrap());
+}
+
+#[test]
+fn the_account_of_a_thread_says_how_long_it_was_queued() {
+    assert_eq!(queued_in(b"1000 2500 7\n"), Some(Duration::from_nanos(2500)));
+    for odd in [&b""[..], b"12", b"a b c", b"\xff\xff \xff"] {
+        assert_eq!(queued_in(odd), None, "{odd:?}");
+    }
+    let pace = Pace::begin(background(1).throttle.unwrap());
+    assert!(pace.worked() <= pace.since.elapsed());
+}
