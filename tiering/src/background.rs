@@ -102,10 +102,6 @@ impl Background {
         Self { throttle, slots: Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))) }
     }
 
-    pub fn throttle(&self) -> &Arc<Throttle> {
-        &self.throttle
-    }
-
     /// Runs `work`, which may block, on a thread of its own once a slot is free.
     pub async fn run<T: Send + 'static>(
         &self,
