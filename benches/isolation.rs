@@ -50,11 +50,8 @@ async fn main() -> BenchResult {
     }
     let rate = megabytes_per_second(corpus.bytes * ROUNDS, archived);
     println!("{} acks idle, {} while archiving at {rate:.1} MB/s", idle.len(), archiving.len());
-    for family in rig.registry.gather() {
-        if family.name() == thermocline_tiering::metrics::BACKGROUND_DUTY {
-            println!("share of its time that the archive worked at the end: {:?}", family.get_metric());
-        }
-    }
+    let duty = rig.tiering_metrics.background_duty.get();
+    println!("at the end the archive worked for {:.0} % of its time", duty * 100.0);
     idle.sort_unstable();
     archiving.sort_unstable();
     let mut table = Table::default();

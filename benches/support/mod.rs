@@ -43,7 +43,7 @@ pub struct Rig {
     pub reader: Arc<TieredReader>,
     pub log: Arc<HotLog>,
     pub metrics: Arc<IngestMetrics>,
-    pub registry: Registry,
+    pub tiering_metrics: Arc<TieringMetrics>,
     pub dir: TempDir,
     pub config: Config,
 }
@@ -131,19 +131,20 @@ impl Rig {
         let log = HotLog::open(dir.path().join("log"), config.log.clone(), clock.clone(), metrics.clone())?;
         let metadata = Arc::new(MetadataStore::open(&dir.path().join("metadata.redb"))?);
         let topics = Arc::new(Topics::open(metadata, log.clone(), config.log.clone())?);
+        let tiering_metrics = Arc::new(TieringMetrics::new(&registry)?);
         let tiering = Tiering::open(TieringOptions {
             config: config.tiering.clone(),
             cache: config.cache.clone(),
             store: ColdStore::open(&config.store, dir.path())?,
             topics: topics.clone(),
             clock,
-            metrics: Arc::new(TieringMetrics::new(&registry)?),
+            metrics: tiering_metrics.clone(),
             produce_latency: metrics.produce_latency.clone(),
             broker_epoch: 1,
         })
         .await?;
         let reader = Arc::new(TieredReader::new(tiering.clone(), &config.cache));
-        Ok(Self { topics, tiering, reader, log, metrics, registry, dir, config })
+        Ok(Self { topics, tiering, reader, log, metrics, tiering_metrics, dir, config })
     }
 
     /// A topic with one partition and the given settings.

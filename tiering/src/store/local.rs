@@ -23,6 +23,7 @@
 //!
 //! What the archive itself reads (verification above all) goes through `page_cache::QuietReader`: it comes from the
 //! disk, which is what verification is about, and leaves no trace in memory. Reads of consumers use the page cache.
+//! A request rests for a part of its timeout at most, however busy producers are.
 //!
 //! Listings, deletes and the opening of files go through `object_store`.
 
