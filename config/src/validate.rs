@@ -203,6 +203,7 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
     checks.range("tiering.memory_max", tiering.memory_max, BUFFER_BYTES_MIN, MEMORY_BYTES_MAX);
     checks.range("tiering.data_file_bytes", tiering.data_file_bytes, BUFFER_BYTES_MIN, MEMORY_BYTES_MAX);
     checks.at_most("tiering.data_file_bytes", tiering.data_file_bytes, "tiering.memory_max", tiering.memory_max);
+    checks.range("tiering.merge_target", tiering.merge_target, BUFFER_BYTES_MIN, MEMORY_BYTES_MAX);
     checks.range("tiering.row_group_bytes", tiering.row_group_bytes, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
     let row_group = tiering.row_group_bytes;
     checks.at_most("tiering.row_group_bytes", row_group, "tiering.data_file_bytes", tiering.data_file_bytes);

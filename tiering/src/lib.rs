@@ -6,6 +6,7 @@ mod columns;
 pub mod encode;
 pub mod janitor;
 pub mod manifest;
+pub mod merge;
 pub mod metrics;
 pub mod parquet;
 pub mod parquet_read;

@@ -166,6 +166,14 @@ async fn fetch(store: &ColdStore, object: &ObjectRef) -> Result<Bytes, VerifyErr
     }
 }
 
+/// The bytes of an object, which must be those that `object` was made for.
+pub(crate) async fn fetch_checked(store: &ColdStore, object: &ObjectRef) -> Result<Bytes, VerifyError> {
+    let bytes = store.get_sized(&object.path(), object.size_bytes).await?;
+    let expected = object.clone();
+    let checked = tokio::task::spawn_blocking(move || check_bytes(&expected, &bytes).map(|()| bytes)).await;
+    checked.map_err(|_| VerifyError::Aborted { key: object.key.clone() })?
+}
+
 async fn check(object: &ObjectRef, bytes: Bytes) -> Result<(), VerifyError> {
     let expected = object.clone();
     let checked = tokio::task::spawn_blocking(move || check_bytes(&expected, &bytes)).await;

@@ -4,7 +4,7 @@
 //! # Invariants
 //! 1. One job at a time changes a partition's archive: whoever holds its head lock (background job, `archive_now`,
 //!    janitor). Different partitions upload in parallel; within one, files are published in offset order.
-//! 2. At most `tiering.workers` segments are archived at once, background and `archive_now` together.
+//! 2. At most `tiering.workers` segments are archived at once, background, `archive_now` and steps of merges together.
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.
 //! 4. Only topics with `remote.storage.enable` that are not internal are archived. What was archived before the
@@ -16,6 +16,7 @@
 //! log deletes only what is archived. At start a manifest that cannot be loaded is an error: a broker that does not
 //! know its archive would tell consumers that their offsets are gone.
 
+mod merging;
 mod partition;
 mod schedule;
 
@@ -34,6 +35,7 @@ use tokio::sync::Semaphore;
 use crate::cache::BlockCache;
 use crate::janitor::{Janitor, JanitorAges, JanitorError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
+use crate::merge::{Merger, MergerParts};
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
@@ -123,7 +125,8 @@ pub struct Tiering {
     manifests: ManifestStore,
     archiver: Archiver,
     janitor: Janitor,
-    workers: Semaphore,
+    workers: Arc<Semaphore>,
+    merger: Merger,
     partitions: RwLock<HashMap<Key, Arc<PartitionArchive>>>,
 }
 
@@ -155,11 +158,23 @@ impl Tiering {
         let manifests = ManifestStore::new(store.clone(), broker_epoch, clock.clone());
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
+        let blocks = BlockCache::new(store.clone(), blocks_max_bytes, tokio::runtime::Handle::current());
+        let archiver = Archiver::new(store.clone(), manifests.clone(), &config, metrics.clone());
+        let workers = Arc::new(Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)));
+        let parts = MergerParts {
+            archiver: archiver.clone(),
+            manifests: manifests.clone(),
+            store: store.clone(),
+            blocks: blocks.clone(),
+            workers: workers.clone(),
+            metrics: metrics.clone(),
+        };
         let tiering = Arc::new(Self {
-            blocks: BlockCache::new(store.clone(), blocks_max_bytes, tokio::runtime::Handle::current()),
-            archiver: Archiver::new(store.clone(), manifests.clone(), &config, metrics.clone()),
+            merger: Merger::new(parts, &config),
+            blocks,
+            archiver,
             janitor: Janitor::new(store.clone(), manifests.clone(), clock.clone(), metrics.clone(), ages),
-            workers: Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)),
+            workers,
             partitions: RwLock::default(),
             config,
             store,
@@ -178,7 +193,7 @@ impl Tiering {
         Ok(tiering)
     }
 
-    /// Background archiving, expiry by retention, janitor; ends when `shutdown` is cancelled, abandoning the jobs under
+    /// Background archiving, merging, expiry by retention, janitor; ends when `shutdown` is cancelled, abandoning the jobs under
     /// way (each leaves orphans or a finished commit, never less). Local copies are trimmed by `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
         schedule::run(self, shutdown).await;

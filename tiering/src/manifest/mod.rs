@@ -135,8 +135,8 @@ pub enum Change {
     Append(Arc<DataFile>),
     /// Everything below is gone: files that end below it are dropped.
     RaiseLogStart(Offset),
-    /// One verified file in the place of the neighbouring files that cover exactly its offsets.
-    Merge(Arc<DataFile>),
+    /// One verified file in the place of neighbouring files that cover exactly its offsets and have these data keys.
+    Merge { file: Arc<DataFile>, replaces: Vec<String> },
     /// The objects of these keys were deleted; they need not be remembered as retired any more.
     Release(HashSet<String>),
 }
@@ -167,6 +167,8 @@ pub enum ManifestError {
     Fenced { partition: String, epoch: u64, own_epoch: u64 },
     #[error("{partition}: a file that starts at offset {base} cannot follow an archive that ends at {expected}")]
     NotContiguous { partition: String, base: Offset, expected: Offset },
+    #[error("{partition}: the files at offsets {base} to {last} are not those that were merged; others came first")]
+    Replaced { partition: String, base: Offset, last: Offset },
     #[error("{partition}: {count} newer manifests were created while the newest was being read; try again")]
     Unsettled { partition: String, count: usize },
 }
@@ -267,7 +269,7 @@ impl ManifestHead {
                 let gone = sealed.partition_point(|part| part.last_offset < start);
                 sealed.drain(..gone).for_each(|part| retire(&part.object));
             }
-            Change::Merge(file) => {
+            Change::Merge { file, replaces } => {
                 let first = next.files.partition_point(|old| old.last_offset < file.base_offset);
                 let end = next.files.partition_point(|old| old.base_offset <= file.last_offset);
                 let merged = next.files.get(first..end).unwrap_or_default();
@@ -275,6 +277,10 @@ impl ManifestHead {
                 if range != Some((file.base_offset, file.last_offset)) {
                     let expected = range.map_or(next.next_offset(), |(base, _)| base);
                     return Err(not_contiguous(&next, &file, expected));
+                }
+                if !merged.iter().map(|old| &old.data.key).eq(&replaces) {
+                    let partition = next.path().root().to_string();
+                    return Err(ManifestError::Replaced { partition, base: file.base_offset, last: file.last_offset });
                 }
                 // Parts are immutable and cover a prefix: the files of the first one that changes, and of all after
                 // it, are in the tail again.

@@ -46,6 +46,13 @@ async fn committed(store: &ManifestStore, head: &ManifestHead, change: Change) -
     }
 }
 
+/// `file` in the place of what `head` has at its offsets.
+fn merge(head: &ManifestHead, file: DataFile) -> Change {
+    let inside = |old: &&Arc<DataFile>| old.base_offset >= file.base_offset && old.last_offset <= file.last_offset;
+    let replaces = head.manifest().files.iter().filter(inside).map(|old| old.data.key.clone()).collect();
+    Change::Merge { file: Arc::new(file), replaces }
+}
+
 #[tokio::test]
 async fn a_partition_without_an_archive_is_empty() {
     let (_, store) = faulty();
@@ -137,9 +144,12 @@ async fn gaps_and_overlaps_are_refused() {
     assert!(manifests.commit(&empty, Change::Append(Arc::new(file(5, 9)))).await.is_err());
     let head = committed(&manifests, &empty, Change::Append(Arc::new(file(0, 9)))).await;
     for (base, last) in [(0, 8), (5, 9), (0, 12), (50, 60)] {
-        let error = manifests.commit(&head, Change::Merge(Arc::new(file(base, last)))).await.unwrap_err();
+        let error = manifests.commit(&head, merge(&head, file(base, last))).await.unwrap_err();
         assert!(matches!(error, ManifestError::NotContiguous { .. }), "{base}..={last}: {error}");
     }
+    let stale = Change::Merge { file: Arc::new(file(0, 9)), replaces: vec![file(0, 9).data.key] };
+    let error = manifests.commit(&head, stale).await.unwrap_err();
+    assert!(matches!(error, ManifestError::Replaced { .. }), "{error}");
     for (base, last) in [(0, 9), (9, 12), (11, 12), (10, 9)] {
         let error = manifests.commit(&head, Change::Append(Arc::new(file(base, last)))).await.unwrap_err();
         assert!(matches!(error, ManifestError::NotContiguous { .. }), "{base}..={last}: {error}");
@@ -275,7 +285,7 @@ proptest! {
                         let merged = &files[from..files.len().min(from + len as usize)];
                         if let (Some(first), Some(last)) = (merged.first(), merged.last()) {
                             let one = file(first.base_offset.0, last.last_offset.0);
-                            head = committed(&manifests, &head, Change::Merge(Arc::new(one.clone()))).await;
+                            head = committed(&manifests, &head, merge(&head, one.clone())).await;
                             model.retain(|base, _| *base < one.base_offset.0 || *base > one.last_offset.0);
                             model.insert(one.base_offset.0, one.last_offset.0);
                         }

@@ -10,6 +10,7 @@ use thermocline_ingest::log::{Partition, SealedSegment};
 use thermocline_ingest::model::{Offset, PartitionId, TopicId};
 use tokio::time::Instant;
 
+use super::merging::Merging;
 use crate::manifest::{Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::paths::PartitionPath;
 
@@ -26,16 +27,33 @@ pub(super) struct PartitionArchive {
     /// loaded yet or because a job failed and nobody knows whether its last commit happened.
     head: tokio::sync::Mutex<Option<ManifestHead>>,
     backoff: Mutex<Backoff>,
+    pub merging: Merging,
     closed: AtomicBool,
     versions_trimmed_at: AtomicU64,
     /// Whether the head, when it was last put back, listed retired objects.
     has_retired: AtomicBool,
 }
 
+/// How long to wait after failures.
 #[derive(Default)]
-struct Backoff {
+pub(super) struct Backoff {
     failures: u32,
     until: Option<Instant>,
+}
+
+impl Backoff {
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    /// Returns the wait before the next attempt: doubled each time, jittered over its upper half.
+    pub fn failed(&mut self, now: Instant, first: Duration, longest: Duration) -> Duration {
+        let wait = first.saturating_mul(2_u32.saturating_pow(self.failures)).min(longest);
+        let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.failures = self.failures.saturating_add(1);
+        self.until = now.checked_add(wait);
+        wait
+    }
 }
 
 /// The right to change a partition's archive.
@@ -50,6 +68,7 @@ impl PartitionArchive {
             partition,
             head: tokio::sync::Mutex::new(None),
             backoff: Mutex::default(),
+            merging: Merging::default(),
             closed: AtomicBool::new(false),
             versions_trimmed_at: AtomicU64::new(0),
             has_retired: AtomicBool::new(false),
@@ -94,9 +113,10 @@ impl PartitionArchive {
         self.has_retired.load(Ordering::Relaxed)
     }
 
-    /// No job starts any more; waits for the one under way.
+    /// No job starts any more; waits for the one under way, and for a merge, which ends at its next step.
     pub async fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        drop(self.merging.under_way.lock().await);
         drop(self.head.lock().await);
     }
 
@@ -112,21 +132,16 @@ impl PartitionArchive {
     }
 
     pub fn is_due(&self, now: Instant) -> bool {
-        self.backoff.lock().until.is_none_or(|until| until <= now)
+        self.backoff.lock().is_due(now)
     }
 
     pub fn succeeded(&self) {
         *self.backoff.lock() = Backoff::default();
     }
 
-    /// Returns the wait before the next attempt: doubled each time, jittered over its upper half.
+    /// Returns the wait before the next attempt.
     pub fn failed(&self, now: Instant, first: Duration, longest: Duration) -> Duration {
-        let mut backoff = self.backoff.lock();
-        let wait = first.saturating_mul(2_u32.saturating_pow(backoff.failures)).min(longest);
-        let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
-        backoff.failures = backoff.failures.saturating_add(1);
-        backoff.until = now.checked_add(wait);
-        wait
+        self.backoff.lock().failed(now, first, longest)
     }
 
     /// Whether `every` versions were committed since this last said so.
