@@ -1,7 +1,7 @@
 //! Search over hot log and archive against a naive reference that tokenises every message: hot, archived, trimmed,
 //! half and half, page by page, and while the archive moves on under the searches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -298,6 +298,44 @@ async fn every_message_is_found_once_while_the_archive_moves() -> Result<(), Fai
         }
     }
     broker.check("in the end").await?;
+    broker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_is_found_once_while_files_are_merged() -> Result<(), Failure> {
+    let mut broker = Broker::start().await?;
+    for _ in 0..12 {
+        broker.produce(60).await?;
+        broker.archive(true).await?;
+    }
+    broker.indexed().await?;
+    let objects = |broker: &Broker| -> BTreeSet<String> {
+        let manifests = broker.topic.partitions.iter().map(|partition| broker.tiering.manifest(partition));
+        let files: Vec<_> = manifests.flat_map(|manifest| manifest.files.clone()).collect();
+        files.iter().flat_map(|file| file.objects()).map(|object| object.key.clone()).collect()
+    };
+    let mut left = objects(&broker);
+    tokio::spawn(broker.tiering.clone().run(broker.shutdown.clone()));
+    let merges = async {
+        let mut round = 0;
+        while broker.topic.partitions.iter().any(|partition| broker.tiering.manifest(partition).files.len() >= 8) {
+            let word = WORDS[round % WORDS.len()];
+            round += 1;
+            let expected = broker.expected(word, None);
+            let page = broker.page(request(word, 10_000)).await?;
+            assert_eq!((places(&page.hits), page.total), (expected.clone(), expected.len() as u64), "{word}");
+            assert_eq!(places(&broker.all_pages(request(word, 9)).await?), expected, "{word}, in pages");
+            // What was merged goes at once, under the splits that are still open.
+            let named = objects(&broker);
+            for gone in left.difference(&named) {
+                broker.tiering.store().delete(&gone.as_str().into()).await?;
+            }
+            left = named;
+        }
+        Ok::<_, Failure>(())
+    };
+    tokio::time::timeout(PATIENCE, merges).await??;
+    broker.check("merged").await?;
     broker.stop().await
 }
 

@@ -232,7 +232,8 @@ impl Merger {
         let change = Change::Merge { file: Arc::new(verified.into_file()), replaces };
         *head = match self.manifests.commit(head, change).await {
             Ok(CommitOutcome::Committed(next)) => next,
-            Ok(CommitOutcome::Superseded(_)) | Err(ManifestError::Replaced { .. } | ManifestError::NotContiguous { .. }) => {
+            Ok(CommitOutcome::Superseded(_))
+            | Err(ManifestError::Replaced { .. } | ManifestError::NotContiguous { .. }) => {
                 return Err(MergeError::Overtaken);
             }
             Err(error) => return Err(MergeError::Commit(error)),
@@ -309,7 +310,9 @@ impl Merger {
             return Err(MergeError::Damaged { key: key.clone(), source });
         }
         let raw = match &input.raw {
-            Some(raw) => fetch_checked(&self.store, &raw.object).await.map_err(|error| object_error(&raw.object, error))?,
+            Some(raw) => {
+                fetch_checked(&self.store, &raw.object).await.map_err(|error| object_error(&raw.object, error))?
+            }
             None => bytes::Bytes::new(),
         };
         file.cover_file(input, &raw);

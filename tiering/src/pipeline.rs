@@ -208,11 +208,7 @@ impl Archiver {
         }
     }
 
-    async fn commit(
-        &self,
-        verified: VerifiedArchive,
-        head: &mut ManifestHead,
-    ) -> Result<Arc<DataFile>, ArchiveError> {
+    async fn commit(&self, verified: VerifiedArchive, head: &mut ManifestHead) -> Result<Arc<DataFile>, ArchiveError> {
         match self.manifests.commit(head, Change::Append(Arc::new(verified.into_file()))).await? {
             CommitOutcome::Superseded(newest) => {
                 let version = newest.manifest().version;

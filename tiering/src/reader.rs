@@ -222,7 +222,15 @@ impl TieredReader {
                 return Ok(cold);
             }
             let log = partition.clone();
-            let hot = self.blocking(partition, move || question.ask_hot(&log)).await?;
+            let hot = match self.blocking(partition, move || question.ask_hot(&log)).await {
+                Ok(hot) => hot,
+                // Files of the log were trimmed away under the question.
+                Err(_) if !is_last && partition.local_start_offset() != bounds.local_start => {
+                    attempt += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if is_last || partition.local_start_offset() == bounds.local_start {
                 return Ok(later(cold, hot));
             }

@@ -43,7 +43,6 @@ impl SplitJoin {
 }
 
 impl SplitMerger {
-
     /// The packaged split. CPU-bound; holds the inputs and the result in memory.
     pub fn finish(self) -> Result<Bytes, SplitError> {
         let indices: Vec<_> = self.splits.into_iter().map(|split| split.index).collect();

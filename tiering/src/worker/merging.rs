@@ -169,9 +169,8 @@ fn bar(archive: &PartitionArchive, inputs: &[Arc<DataFile>], error: &MergeError)
 }
 
 fn names_all(manifest: &Manifest, inputs: &[Arc<DataFile>]) -> bool {
-    let is_named = |file: &Arc<DataFile>| {
-        manifest.file_for(file.base_offset).is_some_and(|found| found.data.key == file.data.key)
-    };
+    let is_named =
+        |file: &Arc<DataFile>| manifest.file_for(file.base_offset).is_some_and(|found| found.data.key == file.data.key);
     inputs.iter().all(is_named)
 }
 
