@@ -264,6 +264,7 @@ mod tests {
             ["groups.min_session_timeout"]
         );
         assert_eq!(keys(|c| c.tiering.row_group_bytes = ByteSize::gib(1)), ["tiering.row_group_bytes"]);
+        assert_eq!(keys(|c| c.tiering.merge_target = ByteSize::bytes(1)), ["tiering.merge_target"]);
         assert_eq!(keys(|c| c.tiering.data_file_bytes = ByteSize::gib(2)), ["tiering.data_file_bytes"]);
         assert_eq!(keys(|c| c.tiering.page_bytes = ByteSize::mib(9)), ["tiering.page_bytes"]);
         assert_eq!(keys(|c| c.http.listen = c.kafka.listen), ["http.listen"]);

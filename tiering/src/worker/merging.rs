@@ -42,36 +42,44 @@ pub(super) struct Merging {
 
 impl Merging {
     fn is_due(&self, manifest: &Manifest, now: Instant) -> bool {
-        self.at_rest.load(Ordering::Relaxed) != manifest.version + 1 && self.backoff.lock().is_due(now)
+        self.commits_since(manifest) > 0 && self.backoff.lock().is_due(now)
+    }
+
+    /// Commits since there was nothing to merge.
+    fn commits_since(&self, manifest: &Manifest) -> u64 {
+        (manifest.version + 1).saturating_sub(self.at_rest.load(Ordering::Relaxed))
     }
 }
 
-/// Keeps up to [`MERGES_IN_FLIGHT`] partitions merging, each one merge at a time.
+/// Keeps up to [`MERGES_IN_FLIGHT`] partitions merging, each one merge at a time. What there is to do is looked up
+/// once per tick, since that asks every partition; a partition that has merged comes again before the next.
 pub(super) async fn merge_loop(tiering: &Arc<Tiering>) {
-    let mut jobs: JoinSet<()> = JoinSet::new();
-    let mut busy: HashMap<task::Id, Key> = HashMap::new();
+    let mut jobs: JoinSet<Step> = JoinSet::new();
+    let mut busy: HashMap<task::Id, Arc<PartitionArchive>> = HashMap::new();
+    let mut pending: Vec<Arc<PartitionArchive>> = Vec::new();
     let mut ticks = every(tiering.config.interval.as_duration());
     loop {
-        let free = MERGES_IN_FLIGHT.saturating_sub(busy.len());
-        for archive in due(tiering, &busy).into_iter().take(free) {
-            let (tiering, key) = (tiering.clone(), archive.key());
-            let spawned = jobs.spawn(async move { merge_one(&tiering, &archive).await });
-            busy.insert(spawned.id(), key);
+        while busy.len() < MERGES_IN_FLIGHT
+            && let Some(archive) = pending.pop()
+        {
+            let (tiering, job) = (tiering.clone(), archive.clone());
+            let spawned = jobs.spawn(async move { merge_one(&tiering, &job).await });
+            busy.insert(spawned.id(), archive);
         }
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => pending = due(tiering, &busy),
             Some(done) = jobs.join_next_with_id(), if !jobs.is_empty() => {
-                let id = done.map_or_else(|broken| broken.id(), |(id, ())| id);
-                busy.remove(&id);
+                let (id, step) = done.unwrap_or_else(|broken| (broken.id(), Step::Failed));
+                pending.extend(busy.remove(&id).filter(|_| step == Step::Merged));
             }
         }
     }
 }
 
-/// Partitions that may have something to merge, if nothing waits to be archived.
-fn due(tiering: &Tiering, busy: &HashMap<task::Id, Key>) -> Vec<Arc<PartitionArchive>> {
+/// Partitions that may have something to merge, if nothing waits to be archived; last the one that has changed most.
+fn due(tiering: &Tiering, busy: &HashMap<task::Id, Arc<PartitionArchive>>) -> Vec<Arc<PartitionArchive>> {
     let now = Instant::now();
-    let busy: HashSet<Key> = busy.values().copied().collect();
+    let busy: HashSet<Key> = busy.values().map(|archive| archive.key()).collect();
     let mut due: Vec<_> = tiering.partitions.read().values().cloned().collect();
     due.retain(|archive| {
         !busy.contains(&archive.key())
@@ -79,16 +87,19 @@ fn due(tiering: &Tiering, busy: &HashMap<task::Id, Key>) -> Vec<Arc<PartitionArc
             && archive.partition.config().remote_storage_enable
             && archive.merging.is_due(&archive.manifest(), now)
     });
-    if due.is_empty() || is_archiving(tiering) { Vec::new() } else { due }
+    if due.is_empty() || is_archiving(tiering) {
+        return Vec::new();
+    }
+    due.sort_by_cached_key(|archive| archive.merging.commits_since(&archive.manifest()));
+    due
 }
 
-async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) {
+async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) -> Step {
     let partition = archive.partition.topic_partition();
     match merge_next(tiering, archive).await {
-        Ok(Step::Merged | Step::AtRest) => *archive.merging.backoff.lock() = Backoff::default(),
-        Ok(Step::NoMemory) => {
-            let wait = tiering.config.interval.as_duration();
-            archive.merging.backoff.lock().failed(Instant::now(), wait, wait);
+        Ok(step) => {
+            *archive.merging.backoff.lock() = Backoff::default();
+            return step;
         }
         Err(_) if archive.is_closed() => tracing::debug!(%partition, "topic deleted while it was merged"),
         Err(MergeError::Overtaken) => tracing::debug!(%partition, "files were replaced while they were merged"),
@@ -104,6 +115,7 @@ async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) {
             tracing::warn!(%partition, error, ?wait, "merging failed, the files stay as they are");
         }
     }
+    Step::Failed
 }
 
 /// What came of looking for something to merge.
@@ -111,8 +123,10 @@ async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) {
 enum Step {
     Merged,
     AtRest,
-    /// Other merges have it.
+    /// Other merges have it; the next tick tries again.
     NoMemory,
+    /// Nothing, for a reason that was reported.
+    Failed,
 }
 
 /// One merge, if there is one to do.
