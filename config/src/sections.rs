@@ -133,6 +133,8 @@ pub struct TieringConfig {
     pub memory_max: ByteSize,
     /// Decoded bytes after which a segment continues in a further data file.
     pub data_file_bytes: ByteSize,
+    /// Log bytes of the data files that small neighbouring ones are merged into.
+    pub merge_target: ByteSize,
     /// Decoded bytes of one Parquet row group: the unit of a cold read.
     pub row_group_bytes: ByteSize,
     /// Decoded bytes of one Parquet page: what reading one message costs.
@@ -277,6 +279,7 @@ impl Default for TieringConfig {
             workers: 1,
             memory_max: ByteSize::mib(1024),
             data_file_bytes: ByteSize::mib(256),
+            merge_target: ByteSize::mib(256),
             row_group_bytes: ByteSize::mib(8),
             page_bytes: ByteSize::kib(64),
             zstd_level: 3,

@@ -213,6 +213,7 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
     checks.range("tiering.memory_max", tiering.memory_max, BUFFER_BYTES_MIN, MEMORY_BYTES_MAX);
     checks.range("tiering.data_file_bytes", tiering.data_file_bytes, BUFFER_BYTES_MIN, MEMORY_BYTES_MAX);
     checks.at_most("tiering.data_file_bytes", tiering.data_file_bytes, "tiering.memory_max", tiering.memory_max);
+    checks.range("tiering.merge_target", tiering.merge_target, BUFFER_BYTES_MIN, MEMORY_BYTES_MAX);
     checks.range("tiering.row_group_bytes", tiering.row_group_bytes, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
     let row_group = tiering.row_group_bytes;
     checks.at_most("tiering.row_group_bytes", row_group, "tiering.data_file_bytes", tiering.data_file_bytes);
@@ -281,6 +282,7 @@ mod tests {
             ["groups.min_session_timeout"]
         );
         assert_eq!(keys(|c| c.tiering.row_group_bytes = ByteSize::gib(1)), ["tiering.row_group_bytes"]);
+        assert_eq!(keys(|c| c.tiering.merge_target = ByteSize::bytes(1)), ["tiering.merge_target"]);
         assert_eq!(keys(|c| c.tiering.data_file_bytes = ByteSize::gib(2)), ["tiering.data_file_bytes"]);
         assert_eq!(keys(|c| c.tiering.page_bytes = ByteSize::mib(9)), ["tiering.page_bytes"]);
         assert_eq!(keys(|c| c.http.listen = c.kafka.listen), ["http.listen"]);

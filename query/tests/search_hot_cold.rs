@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use thermocline_config::{CacheConfig, LogConfig, SearchConfig, StoreConfig, TieringConfig};
+use thermocline_config::{ByteSize, CacheConfig, LogConfig, SearchConfig, StoreConfig, TieringConfig};
 use thermocline_ingest::clock::{Clock, SystemClock};
 use thermocline_ingest::log::{HotLog, Partition};
 use thermocline_ingest::metadata::MetadataStore;
@@ -55,6 +55,10 @@ struct Broker {
 
 impl Broker {
     async fn start() -> Result<Self, Failure> {
+        Self::start_with(CacheConfig::default()).await
+    }
+
+    async fn start_with(cache: CacheConfig) -> Result<Self, Failure> {
         let folder = tempfile::tempdir()?;
         let registry = prometheus::Registry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -67,7 +71,7 @@ impl Broker {
         let topic = topics.create(&TopicName::new("orders")?, PARTITIONS, overrides)?;
         let tiering = Tiering::open(TieringOptions {
             config: TieringConfig::default(),
-            cache: CacheConfig::default(),
+            cache: cache.clone(),
             store: ColdStore::open(&StoreConfig::default(), folder.path())?,
             topics,
             clock: clock.clone(),
@@ -76,7 +80,7 @@ impl Broker {
             broker_epoch: 1,
         })
         .await?;
-        let reader = Arc::new(TieredReader::new(tiering.clone(), &CacheConfig::default()));
+        let reader = Arc::new(TieredReader::new(tiering.clone(), &cache));
         let scratch = folder.path().join("live");
         let search = Search::new(SearchConfig::default(), tiering.clone(), reader.clone(), scratch, clock, &registry)?;
         let shutdown = CancellationToken::new();
@@ -360,6 +364,57 @@ async fn every_message_is_found_once_while_the_archive_moves() -> Result<(), Fai
     }
     broker.check("in the end").await?;
     broker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_is_found_once_while_files_are_merged() -> Result<(), Failure> {
+    // So small that searches go to the store, and meet what is gone from it.
+    let tiny = ByteSize::bytes(1);
+    let cache = CacheConfig { batches_max_bytes: tiny, blocks_max_bytes: tiny, ..CacheConfig::default() };
+    let mut broker = Broker::start_with(cache).await?;
+    for _ in 0..12 {
+        broker.produce(60).await?;
+        broker.archive(true).await?;
+    }
+    broker.indexed().await?;
+    let deleter = tokio::spawn(delete_what_is_dropped(broker.tiering.clone(), broker.topic.clone()));
+    tokio::spawn(broker.tiering.clone().run(broker.shutdown.clone()));
+    let searches = async {
+        let mut round = 0;
+        while !deleter.is_finished() {
+            let word = WORDS[round % WORDS.len()];
+            round += 1;
+            let expected = broker.expected(word, None);
+            let page = broker.page(request(word, 10_000)).await?;
+            assert_eq!((places(&page.hits), page.total), (expected.clone(), expected.len() as u64), "{word}");
+            assert_eq!(places(&broker.all_pages(request(word, 9)).await?), expected, "{word}, in pages");
+        }
+        Ok::<_, Failure>(())
+    };
+    tokio::time::timeout(PATIENCE, searches).await??;
+    deleter.await??;
+    broker.check("merged").await?;
+    broker.stop().await
+}
+
+/// Deletes every object as soon as the manifests do not name it any more, until all partitions have been merged.
+async fn delete_what_is_dropped(tiering: Arc<Tiering>, topic: Arc<Topic>) -> Result<(), Failure> {
+    let objects = || -> BTreeSet<String> {
+        let manifests: Vec<_> = topic.partitions.iter().map(|log| tiering.manifest(log)).collect();
+        let files: Vec<_> = manifests.iter().flat_map(|manifest| &manifest.files).cloned().collect();
+        files.iter().flat_map(|file| file.objects()).map(|object| object.key.clone()).collect()
+    };
+    let mut left = objects();
+    let is_merged = || topic.partitions.iter().all(|log| tiering.manifest(log).files.len() < 8);
+    while !is_merged() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let named = objects();
+        for gone in left.difference(&named) {
+            tiering.store().delete(&gone.as_str().into()).await?;
+        }
+        left = named;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

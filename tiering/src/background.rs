@@ -103,7 +103,6 @@ impl Background {
         Self::with(Some(throttle), slots)
     }
 
-<<<<<<< HEAD
     /// For a process that serves no producers.
     pub fn unthrottled(slots: usize) -> Self {
         Self::with(None, slots)
@@ -113,8 +112,6 @@ impl Background {
         Self { throttle, slots: Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))) }
     }
 
-=======
->>>>>>> helper-b
     /// Runs `work`, which may block, on a thread of its own once a slot is free.
     pub async fn run<T: Send + 'static>(
         &self,

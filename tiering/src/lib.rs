@@ -9,6 +9,7 @@ pub mod encode;
 pub mod epoch;
 pub mod janitor;
 pub mod manifest;
+pub mod merge;
 pub mod metrics;
 pub mod parquet;
 pub mod parquet_read;

@@ -29,6 +29,10 @@ pub const ORPHAN_OBJECTS: &str = "thermocline_orphan_objects";
 pub const ORPHAN_BYTES: &str = "thermocline_orphan_bytes";
 pub const COLLECTED_ORPHAN_OBJECTS: &str = "thermocline_collected_orphan_objects_total";
 pub const COLLECTED_ORPHAN_BYTES: &str = "thermocline_collected_orphan_bytes_total";
+pub const MERGES: &str = "thermocline_merges_total";
+pub const MERGED_FILES: &str = "thermocline_merged_files_total";
+pub const MERGED_BYTES: &str = "thermocline_merged_bytes_total";
+pub const MERGE_FAILURES: &str = "thermocline_merge_failures_total";
 pub const STORE_REQUESTS: &str = "thermocline_store_requests_total";
 pub const STORE_RETRIES: &str = "thermocline_store_retries_total";
 pub const STORE_FAILURES: &str = "thermocline_store_failures_total";
@@ -79,6 +83,10 @@ pub struct TieringMetrics {
     pub orphan_bytes: IntGaugeVec,
     pub collected_orphan_objects: IntCounter,
     pub collected_orphan_bytes: IntCounter,
+    pub merges: IntCounter,
+    pub merged_files: IntCounter,
+    pub merged_bytes: IntCounter,
+    pub merge_failures: IntCounter,
     pub store_requests: IntCounterVec,
     pub store_retries: IntCounterVec,
     pub store_failures: IntCounterVec,
@@ -142,6 +150,10 @@ impl TieringMetrics {
                 COLLECTED_ORPHAN_BYTES,
                 "bytes of unreferenced objects that were collected",
             )?,
+            merges: counter(MERGES, "merges committed, each of which made one data file")?,
+            merged_files: counter(MERGED_FILES, "data files that merges replaced")?,
+            merged_bytes: counter(MERGED_BYTES, "bytes of the data, index and raw objects that merges wrote")?,
+            merge_failures: counter(MERGE_FAILURES, "merges that failed; the files stayed as they were")?,
             store_requests: by_operation(STORE_REQUESTS, "requests sent to the store, retries included")?,
             store_retries: by_operation(STORE_RETRIES, "requests sent again after a transient failure")?,
             store_failures: by_operation(STORE_FAILURES, "requests given up")?,

@@ -3,11 +3,13 @@
 //! Types are stations: `SealedSegment` (the log's) -> [`StagedArchive`] (named objects in memory) -> `VerifiedArchive`
 //! (in the store, read back, equal) -> [`CommittedSegment`] (named by the manifest). Each is made only from the one
 //! before it. Deleting local copies is not part of it: the log does that, up to what was published as archived.
+//! Merging (`merge.rs`) puts other files in front and takes the same stations from [`StagedArchive`] on.
 //!
 //! # Invariants
 //! 1. A manifest names only what was read back and verified.
 //! 2. `archived_through` is published only after the manifest commit.
-//! 3. Memory of all jobs together stays below `tiering.memory_max`, each job below [`Archiver::job_bytes`].
+//! 3. Memory of all jobs together stays below `tiering.memory_max`, each job below [`Archiver::job_bytes`]. Merging has
+//!    a share of it, a [`MERGE_SHARE`]th, and archiving the rest, so that neither ever waits for the other's.
 //!
 //! # Crashes and failures
 //!
@@ -20,6 +22,7 @@
 //! | committed, not published | published when the manifest is loaded at start |
 //! | a segment of several files, some committed | the next attempt goes on after the last committed one |
 
+mod builder;
 mod stage;
 
 use std::sync::Arc;
@@ -28,19 +31,23 @@ use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
 use thermocline_config::TieringConfig;
 use thermocline_ingest::record::DECOMPRESSED_BATCH_BYTES_MAX;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::background::{Background, BackgroundError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::metrics::TieringMetrics;
 use crate::store::{ColdStore, StoreError, Work};
 use crate::verify::{self, VerifyError};
-pub use stage::{BatchSource, Batches, StageError, StageOptions, StagedArchive, Stager};
+pub use builder::StagedArchive;
+pub(crate) use builder::{FileBuilder, Indexing};
+pub use stage::{BatchSource, Batches, StageError, StageOptions, Stager};
 
 /// The memory budget is counted in units of this size, since a semaphore counts to 2^32 at most.
 const BUDGET_UNIT_BYTES: u64 = 64 << 10;
 /// Copies of a data file that a job may hold at once: as staged, and as read back.
 const FILE_COPIES: u64 = 2;
+/// The share of `tiering.memory_max` that merging has, as a divisor.
+pub const MERGE_SHARE: u64 = 4;
 
 /// Why a segment was not (wholly) archived.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +56,7 @@ pub enum ArchiveError {
     Stage(#[from] StageError),
     #[error("uploading")]
     Upload(#[from] StoreError),
-    #[error("verification failed, the hot copy is kept")]
+    #[error("verification failed, nothing is committed")]
     Verify(#[from] VerifyError),
     #[error("committing")]
     Commit(#[from] ManifestError),
@@ -70,6 +77,7 @@ pub struct Archiver {
     metrics: Arc<TieringMetrics>,
     budget: Arc<Semaphore>,
     job_units: u32,
+    merge_budget: Arc<Semaphore>,
 }
 
 /// One segment to archive.
@@ -78,8 +86,14 @@ pub struct ArchiveJob {
     pub options: StageOptions,
 }
 
-/// A staged archive that the store gave back as it was.
-struct VerifiedArchive(StagedArchive);
+/// A data file whose objects the store gave back as they were staged.
+pub(crate) struct VerifiedArchive(DataFile);
+
+impl VerifiedArchive {
+    pub fn into_file(self) -> DataFile {
+        self.0
+    }
+}
 
 /// Data files that the manifest names: the segment's local copy may go.
 #[derive(Debug, Default)]
@@ -101,18 +115,23 @@ impl Archiver {
         config: &TieringConfig,
         metrics: Arc<TieringMetrics>,
     ) -> Self {
-        let units = |bytes: u64| u32::try_from(bytes / BUDGET_UNIT_BYTES).unwrap_or(u32::MAX >> 4).max(1);
-        let budget_units = units(config.memory_max.as_u64());
+        let merge_units = units(Self::merge_bytes(config));
+        let budget_units = units(config.memory_max.as_u64().saturating_sub(Self::merge_bytes(config)));
         let job_units = units(Self::job_bytes(config)).min(budget_units);
         let store = store.of(Work::Archive);
-        Self {
-            store,
-            manifests,
-            background,
-            metrics,
-            budget: Arc::new(Semaphore::new(budget_units as usize)),
-            job_units,
-        }
+        let budget = Arc::new(Semaphore::new(budget_units as usize));
+        let merge_budget = Arc::new(Semaphore::new(merge_units as usize));
+        Self { store, manifests, background, metrics, budget, job_units, merge_budget }
+    }
+
+    /// Memory that all merges together may hold.
+    pub fn merge_bytes(config: &TieringConfig) -> u64 {
+        config.memory_max.as_u64() / MERGE_SHARE
+    }
+
+    /// Memory for a merge that holds `bytes`, if there is enough just now.
+    pub(crate) fn reserve_for_merge(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        self.merge_budget.clone().try_acquire_many_owned(units(bytes)).ok()
     }
 
     /// Memory one job may hold: a data file twice, a row group twice, and one decompressed batch.
@@ -124,7 +143,8 @@ impl Archiver {
 
     /// Where a segment continues in a further file: at `data_file_bytes`, or earlier where `memory_max` is small.
     pub fn file_bytes_max(config: &TieringConfig) -> usize {
-        config.data_file_bytes.as_usize().min(config.memory_max.as_usize() / (FILE_COPIES as usize + 1)).max(1)
+        let memory = config.memory_max.as_u64().saturating_sub(Self::merge_bytes(config));
+        config.data_file_bytes.as_usize().min((memory / (FILE_COPIES + 1)) as usize).max(1)
     }
 
     /// Archives one sealed segment from where `head` ends, in one or several data files, each committed in order.
@@ -150,13 +170,7 @@ impl Archiver {
             };
             staging.stop_and_record();
 
-            let uploading = self.metrics.stage_seconds("upload").start_timer();
-            self.upload(&staged).await?;
-            uploading.stop_and_record();
-
-            let verifying = self.metrics.stage_seconds("verify").start_timer();
-            let verified = self.verify(staged).await?;
-            verifying.stop_and_record();
+            let verified = self.upload_and_verify(staged).await?;
 
             let committing = self.metrics.stage_seconds("commit").start_timer();
             let file = self.commit(verified, head).await?;
@@ -169,6 +183,18 @@ impl Archiver {
         Ok(committed)
     }
 
+    /// Brings a staged file into the store and reads it back. On an error its objects are orphans.
+    pub(crate) async fn upload_and_verify(&self, staged: StagedArchive) -> Result<VerifiedArchive, ArchiveError> {
+        let uploading = self.metrics.stage_seconds("upload").start_timer();
+        self.upload(&staged).await?;
+        uploading.stop_and_record();
+
+        let verifying = self.metrics.stage_seconds("verify").start_timer();
+        let verified = self.verify(staged).await?;
+        verifying.stop_and_record();
+        Ok(verified)
+    }
+
     /// All objects of a file at once.
     async fn upload(&self, staged: &StagedArchive) -> Result<(), StoreError> {
         let puts: FuturesUnordered<_> =
@@ -178,7 +204,7 @@ impl Archiver {
 
     async fn verify(&self, staged: StagedArchive) -> Result<VerifiedArchive, VerifyError> {
         match verify::read_back(&self.store, &self.background, &staged).await {
-            Ok(()) => Ok(VerifiedArchive(staged)),
+            Ok(()) => Ok(VerifiedArchive(staged.into_file())),
             Err(error) => {
                 if error.is_mismatch() {
                     self.metrics.verification_failures.inc();
@@ -188,12 +214,8 @@ impl Archiver {
         }
     }
 
-    async fn commit(
-        &self,
-        VerifiedArchive(staged): VerifiedArchive,
-        head: &mut ManifestHead,
-    ) -> Result<Arc<DataFile>, ArchiveError> {
-        match self.manifests.commit(head, Change::Append(Arc::new(staged.into_file()))).await? {
+    async fn commit(&self, verified: VerifiedArchive, head: &mut ManifestHead) -> Result<Arc<DataFile>, ArchiveError> {
+        match self.manifests.commit(head, Change::Append(Arc::new(verified.into_file()))).await? {
             CommitOutcome::Superseded(newest) => {
                 let version = newest.manifest().version;
                 *head = newest;
@@ -217,6 +239,10 @@ impl Archiver {
         metrics.archived_index_bytes.inc_by(file.split.as_ref().map_or(0, |split| split.size_bytes));
         metrics.archived_raw_batches.inc_by(raw.map_or(0, |raw| raw.batches.len() as u64));
     }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes / BUDGET_UNIT_BYTES).unwrap_or(u32::MAX >> 4).max(1)
 }
 
 /// Stages the next file in the background, and gives the stager back.

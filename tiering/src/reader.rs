@@ -5,8 +5,8 @@
 //!   records where they overlap, so a reader that crosses the border sees each record once.
 //! - The local copy may be trimmed between deciding and reading. The hot log then says so (`BelowLocalStart`), and the
 //!   read is routed once more: trimming happens only after the archive has committed.
-//! - A data file may be replaced or expire while it is read. A failed cold read is therefore tried once more if the
-//!   manifest has changed meanwhile.
+//! - A data file may be merged into another or expire while it is read. A failed cold read is therefore tried again if
+//!   the manifest has changed meanwhile.
 //! - One answer comes from one tier; it may end at the border.
 
 use std::ops::Range;
@@ -137,25 +137,26 @@ impl TieredReader {
         if offsets.is_empty() {
             return Ok(found);
         }
-        let manifest = self.tiering.manifest(partition);
-        match self.cold.records(&manifest, offsets).await {
-            Ok(records) => found.extend(records),
-            Err(error) => {
-                let current = self.changed_since(partition, &manifest, error)?;
-                let records = self.cold.records(&current, offsets).await;
-                found.extend(records.map_err(|error| cold_error(partition, error))?);
+        let mut attempts = 0;
+        loop {
+            let manifest = self.tiering.manifest(partition);
+            match self.cold.records(&manifest, offsets).await {
+                Ok(records) => {
+                    found.extend(records);
+                    return Ok(found);
+                }
+                Err(error) => self.try_again(partition, &manifest, error, &mut attempts)?,
             }
         }
-        Ok(found)
     }
 
     async fn read_cold(&self, partition: &Arc<Partition>, range: &ReadRange) -> Result<BatchRun, ReadError> {
-        let manifest = self.tiering.manifest(partition);
-        match self.cold.read(&manifest, range).await {
-            Ok(run) => Ok(run),
-            Err(error) => {
-                let current = self.changed_since(partition, &manifest, error)?;
-                self.cold.read(&current, range).await.map_err(|error| cold_error(partition, error))
+        let mut attempts = 0;
+        loop {
+            let manifest = self.tiering.manifest(partition);
+            match self.cold.read(&manifest, range).await {
+                Ok(run) => return Ok(run),
+                Err(error) => self.try_again(partition, &manifest, error, &mut attempts)?,
             }
         }
     }
@@ -169,25 +170,28 @@ impl TieredReader {
         if within.is_empty() {
             return Ok(None);
         }
-        let manifest = self.tiering.manifest(partition);
-        match question.ask(&self.cold, &manifest, within.clone()).await {
-            Ok(place) => Ok(place),
-            Err(error) => {
-                let current = self.changed_since(partition, &manifest, error)?;
-                question.ask(&self.cold, &current, within).await.map_err(|error| cold_error(partition, error))
+        let mut attempts = 0;
+        loop {
+            let manifest = self.tiering.manifest(partition);
+            match question.ask(&self.cold, &manifest, within.clone()).await {
+                Ok(place) => return Ok(place),
+                Err(error) => self.try_again(partition, &manifest, error, &mut attempts)?,
             }
         }
     }
 
-    /// The manifest of now if it is another than the one under which a read failed; the error otherwise.
-    fn changed_since(
+    /// Whether a read that failed is done again, from the start: the manifest has changed under it, so the objects may
+    /// have been merged into others and deleted. Otherwise the error it failed with.
+    fn try_again(
         &self,
         partition: &Partition,
         before: &Manifest,
         error: ColdError,
-    ) -> Result<Arc<Manifest>, ReadError> {
-        let current = self.tiering.manifest(partition);
-        if current.version == before.version { Err(cold_error(partition, error)) } else { Ok(current) }
+        attempts: &mut usize,
+    ) -> Result<(), ReadError> {
+        *attempts += 1;
+        let has_changed = self.tiering.manifest(partition).version != before.version;
+        if has_changed && *attempts < ATTEMPTS_MAX { Ok(()) } else { Err(cold_error(partition, error)) }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -218,7 +222,15 @@ impl TieredReader {
                 return Ok(cold);
             }
             let log = partition.clone();
-            let hot = self.blocking(partition, move || question.ask_hot(&log)).await?;
+            let hot = match self.blocking(partition, move || question.ask_hot(&log)).await {
+                Ok(hot) => hot,
+                // Files of the log were trimmed away under the question.
+                Err(_) if !is_last && partition.local_start_offset() != bounds.local_start => {
+                    attempt += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if is_last || partition.local_start_offset() == bounds.local_start {
                 return Ok(later(cold, hot));
             }

@@ -165,6 +165,21 @@ pub(crate) async fn load_newest(
     Ok(if is_being_removed { Ok(ManifestHead::empty(path)) } else { newest })
 }
 
+/// The bytes of an object, which must be those that `object` was made for.
+pub(crate) async fn fetch_checked(
+    store: &ColdStore,
+    background: &Background,
+    object: &ObjectRef,
+) -> Result<Bytes, VerifyError> {
+    let damaged = |fault| VerifyError::Damaged(Damage { key: object.key.clone(), fault });
+    let bytes = fetch(store, object, None).await?.map_err(damaged)?;
+    let expected = object.clone();
+    let checking = move || check_bytes(&expected, &bytes).map(|()| bytes);
+    let checked = background.run("archive-verify", checking).await;
+    let failed = |source| VerifyError::Background { key: object.key.clone(), source };
+    checked.map_err(failed)?.map_err(damaged)
+}
+
 /// Bytes that [`check_named`] reads.
 pub fn file_bytes(file: &DataFile) -> u64 {
     file.objects().map(|object| object.size_bytes).sum()

@@ -3,8 +3,8 @@
 //!
 //! # Invariants
 //! 1. One job at a time changes a partition's archive: whoever holds its head lock (background job, `archive_now`,
-//!    janitor). Different partitions upload in parallel; within one, files are published in offset order.
-//! 2. At most `tiering.workers` segments are archived at once, background and `archive_now` together.
+//!    janitor, a merge for its commit). Different partitions upload in parallel; within one, files are published in offset order.
+//! 2. At most `tiering.workers` segments are archived at once, background, `archive_now` and steps of merges together.
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.
 //! 4. A local log goes on at or above its archive's end; at start one that ends below is made to.
@@ -19,6 +19,7 @@
 //! log deletes only what is archived. At start a manifest that cannot be loaded is an error: a broker that does not
 //! know its archive would tell consumers that their offsets are gone.
 
+mod merging;
 mod partition;
 mod schedule;
 mod standing;
@@ -41,6 +42,7 @@ use crate::budget::Rates;
 use crate::cache::BlockCache;
 use crate::janitor::{Janitor, JanitorAges, JanitorError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
+use crate::merge::{Merger, MergerParts};
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
@@ -151,7 +153,8 @@ pub struct Tiering {
     archiver: Archiver,
     janitor: Janitor,
     scrubber: Scrubber,
-    workers: Semaphore,
+    workers: Arc<Semaphore>,
+    merger: Merger,
     partitions: RwLock<HashMap<Key, Arc<PartitionArchive>>>,
 }
 
@@ -188,9 +191,20 @@ impl Tiering {
         manifests.observe(metrics.clone());
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
+        let archiver = Archiver::new(store.clone(), manifests.clone(), background.clone(), &config, metrics.clone());
+        let workers = Arc::new(Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)));
+        let parts = MergerParts {
+            archiver: archiver.clone(),
+            manifests: manifests.clone(),
+            store: store.of(Work::Maintenance),
+            background,
+            workers: workers.clone(),
+            metrics: metrics.clone(),
+        };
         let tiering = Arc::new(Self {
             blocks: BlockCache::new(store.of(Work::Read), blocks_max_bytes, tokio::runtime::Handle::current()),
-            archiver: Archiver::new(store.clone(), manifests.clone(), background, &config, metrics.clone()),
+            merger: Merger::new(parts, &config),
+            archiver,
             janitor: Janitor::new(store.of(Work::Maintenance), manifests.clone(), clock.clone(), metrics.clone(), ages),
             scrubber: Scrubber::new(
                 store.of(Work::Maintenance),
@@ -200,7 +214,7 @@ impl Tiering {
                 metrics.clone(),
                 config.scrub_rate.as_u64(),
             ),
-            workers: Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)),
+            workers,
             partitions: RwLock::default(),
             config,
             store,
@@ -219,8 +233,9 @@ impl Tiering {
         Ok(tiering)
     }
 
-    /// Background archiving, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning the jobs
-    /// under way (each leaves orphans or a finished commit, never less). Local copies are trimmed by `HotLog::maintain`.
+    /// Background archiving, merging, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning
+    /// the jobs under way (each leaves orphans or a finished commit, never less). Local copies are trimmed by
+    /// `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
         schedule::run(self, shutdown).await;
     }

@@ -10,6 +10,7 @@
 
 use super::batch::{ATTRIBUTES, BATCH_HEADER_LEN, BatchError, BatchHeader, read_whole};
 use super::codec::Decompressor;
+use super::encode::put_bytes;
 use super::varint::Cursor;
 use crate::model::{Offset, Timestamp, TimestampType};
 
@@ -32,6 +33,13 @@ pub struct Record<'a> {
 pub struct Headers<'a> {
     count: usize,
     bytes: &'a [u8],
+}
+
+/// Headers in the form of a batch, for a record whose parts come from elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct HeadersBuffer {
+    count: usize,
+    bytes: Vec<u8>,
 }
 
 /// The parts of a record as they stand in the batch, its headers not looked at.
@@ -87,6 +95,24 @@ impl<'a> Headers<'a> {
             cursor.nullable()?;
         }
         if cursor.rest.is_empty() { Ok(()) } else { Err("bytes follow its headers") }
+    }
+}
+
+impl HeadersBuffer {
+    pub fn clear(&mut self) {
+        self.count = 0;
+        self.bytes.clear();
+    }
+
+    /// `key` must be UTF-8; lengths are those of Kafka, signed 32 bits.
+    pub fn push(&mut self, key: &[u8], value: Option<&[u8]>) {
+        put_bytes(&mut self.bytes, Some(key));
+        put_bytes(&mut self.bytes, value);
+        self.count += 1;
+    }
+
+    pub fn headers(&self) -> Headers<'_> {
+        Headers { count: self.count, bytes: &self.bytes }
     }
 }
 

@@ -159,7 +159,7 @@ fn bytes_len(bytes: Option<&[u8]>) -> usize {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         Some(bytes) => {
             put_varint(out, length(bytes.len()));

@@ -26,7 +26,7 @@ mod validate;
 mod varint;
 
 pub use batch::{BATCH_HEADER_LEN, BatchError, BatchHeader, Compression, split_batches, verify_crc};
-pub use decode::{BatchDecoder, Headers, Record};
+pub use decode::{BatchDecoder, Headers, HeadersBuffer, Record};
 pub use encode::BatchEncoder;
 pub use validate::{BatchRefusal, BatchRules, TIMESTAMP_MAX, stamp_log_append_time, validate_batch};
 

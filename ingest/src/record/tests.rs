@@ -105,6 +105,19 @@ proptest! {
     }
 
     #[test]
+    fn headers_read_back_as_collected(records in records(false)) {
+        let mut buffer = HeadersBuffer::default();
+        for record in records {
+            buffer.clear();
+            record.headers.iter().for_each(|(key, value)| buffer.push(key.as_bytes(), value.as_deref()));
+            let headers = buffer.headers();
+            let found: Vec<_> = headers.iter().map(|(key, value)| (key.to_owned(), value.map(<[u8]>::to_vec))).collect();
+            prop_assert_eq!(headers.len(), record.headers.len());
+            prop_assert_eq!(found, record.headers);
+        }
+    }
+
+    #[test]
     fn holes_are_kept_and_refused_where_a_producer_made_them(records in records(true)) {
         let batch = encode(&records);
         prop_assert_eq!(BatchHeader::read(&batch).unwrap().base_offset.0, records[0].offset);

@@ -56,6 +56,9 @@ use view::{Source, View};
 /// Archived splits kept open; one costs its footer and what the readers of its fields hold.
 const COLD_SPLITS_OPEN_MAX: u64 = 256;
 
+/// How often a search starts over because the archive changed under it.
+const ATTEMPTS_MAX: usize = 3;
+
 /// What to look for.
 #[derive(Clone, Debug)]
 pub struct SearchRequest {
@@ -113,6 +116,13 @@ pub struct SearchResponse {
     /// For the next page; None at the end.
     pub cursor: Option<String>,
     pub stats: SearchStats,
+}
+
+/// A request that was checked.
+struct Asked {
+    query: ParsedQuery,
+    scope: Scope,
+    limit: usize,
 }
 
 /// The live index and the searcher over both tiers.
@@ -196,19 +206,36 @@ impl Search {
         let query = ParsedQuery::parse(&query)?;
         self.check(&query, &topics).await?;
 
+        let asked = Asked { query, scope: Scope { from, to, sort, after }, limit };
+        let mut attempt = 1;
+        loop {
+            let view = View::take(&self.live, &self.tiering, &topics);
+            match self.answer_from(&view, &asked).await {
+                // Splits that were merged into others may be deleted while they are searched, if that takes very long.
+                Err(SearchError::Open { .. } | SearchError::Split { .. })
+                    if attempt < ATTEMPTS_MAX && view.has_changed(&self.tiering) =>
+                {
+                    attempt += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn answer_from(&self, view: &View, asked: &Asked) -> Result<SearchResponse, SearchError> {
+        let Asked { query, scope, limit } = asked;
+        let (limit, sort) = (*limit, scope.sort);
         let fetched_before = self.tiering.blocks().bytes_fetched();
-        let view = View::take(&self.live, &self.tiering, &topics);
         let mut stats = SearchStats {
             splits_total: view.splits.len(),
             files_unindexed: view.files_unindexed,
             hot_docs: view.splits.iter().map(|(_, source)| source.hot_docs()).sum(),
             ..SearchStats::default()
         };
-        let scope = Scope { from, to, sort, after };
-        let pruned = prune(view.splits, &scope);
+        let pruned = prune(view.splits.clone(), scope);
         // One key more than the page, to know whether another page follows.
         let k = if limit == 0 { 0 } else { limit + 1 };
-        let job = Arc::new(Job { query, scope, k });
+        let job = Arc::new(Job { query: query.clone(), scope: scope.clone(), k });
         let open = |split: &Planned<Source>| self.open(&split.extent, &split.source);
         let outcome = execute::run(pruned.planned, job, &self.splits, open).await?;
 

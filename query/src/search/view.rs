@@ -40,6 +40,8 @@ pub(crate) enum Source {
 pub(crate) struct View {
     pub splits: Vec<(Extent, Source)>,
     pub partitions: HashMap<TopicPartition, Arc<Partition>>,
+    /// Version of each partition's manifest.
+    versions: HashMap<TopicPartition, u64>,
     /// Data files that were archived without an index; their messages cannot be found.
     pub files_unindexed: usize,
 }
@@ -51,6 +53,13 @@ impl View {
             view.add(live, tiering, partition);
         }
         view
+    }
+
+    /// Whether the archive has changed since, so that what the view names may have been merged and deleted.
+    pub fn has_changed(&self, tiering: &Tiering) -> bool {
+        self.partitions.iter().any(|(name, partition)| {
+            self.versions.get(name).is_none_or(|version| *version != tiering.manifest(partition).version)
+        })
     }
 
     fn add(&mut self, live: &LiveIndex, tiering: &Tiering, partition: &Arc<Partition>) {
@@ -77,6 +86,7 @@ impl View {
             };
             self.splits.push((extent, Source::Live(split.clone())));
         }
+        self.versions.insert(name.clone(), manifest.version);
         self.partitions.insert(name.clone(), partition.clone());
     }
 }

@@ -156,8 +156,8 @@ pub enum Change {
     /// Everything below is gone: files that end below it are dropped. At most [`EXPIRED_FILES_PER_COMMIT`] at once:
     /// where there are more, the log start rises to the first that stays, and the change is to be made again.
     RaiseLogStart(Offset),
-    /// One verified file in the place of the neighbouring files that cover exactly its offsets.
-    Merge(Arc<DataFile>),
+    /// One verified file in the place of neighbouring files that cover exactly its offsets and have these data keys.
+    Merge { file: Arc<DataFile>, replaces: Vec<String> },
     /// The objects of these keys were deleted; they need not be remembered as retired any more.
     Release(HashSet<String>),
     /// Nothing but the epoch, so that brokers of lower ones are refused from now on.
@@ -194,6 +194,8 @@ pub enum ManifestError {
         "{partition}: {count} retired objects exceed the limit of {RETIRED_MAX}; they are deleted tiering.retired_min_age after they were dropped, try again then"
     )]
     TooManyRetired { partition: String, count: usize },
+    #[error("{partition}: the files at offsets {base} to {last} are not those that were merged; others came first")]
+    Replaced { partition: String, base: Offset, last: Offset },
     #[error("{partition}: {count} newer manifests were created while the newest was being read; try again")]
     Unsettled { partition: String, count: usize },
 }
@@ -246,15 +248,20 @@ impl Manifest {
     }
 
     /// Whether there are files that cover exactly the offsets of `file`.
-    fn check_merge(&self, file: &DataFile) -> Result<(), ManifestError> {
+    fn check_merge(&self, file: &DataFile, replaces: &[String]) -> Result<(), ManifestError> {
         let first = self.files.partition_point(|old| old.last_offset < file.base_offset);
         let end = self.files.partition_point(|old| old.base_offset <= file.last_offset);
         let last = end.checked_sub(1).filter(|last| *last >= first).and_then(|last| self.files.get(last));
         let range = self.files.get(first).zip(last).map(|(old, last)| (old.base_offset, last.last_offset));
-        if range == Some((file.base_offset, file.last_offset)) {
+        if range != Some((file.base_offset, file.last_offset)) {
+            return Err(not_contiguous(self, file, range.map_or(self.next_offset(), |(base, _)| base)));
+        }
+        let merged = (first..end).filter_map(|at| self.files.get(at));
+        if merged.map(|old| &old.data.key).eq(replaces) {
             return Ok(());
         }
-        Err(not_contiguous(self, file, range.map_or(self.next_offset(), |(base, _)| base)))
+        let partition = self.path().root().to_string();
+        Err(ManifestError::Replaced { partition, base: file.base_offset, last: file.last_offset })
     }
 }
 
@@ -302,8 +309,8 @@ impl ManifestHead {
                 next.log_start_offset = start;
                 next.files.drop_below(start, &mut retire);
             }
-            Change::Merge(file) => {
-                next.check_merge(&file)?;
+            Change::Merge { file, replaces } => {
+                next.check_merge(&file, &replaces)?;
                 next.files.replace(file, &mut retire);
                 if retired.len() > RETIRED_MAX {
                     return Err(self.too_many_retired(retired.len()));

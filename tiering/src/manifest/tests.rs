@@ -48,6 +48,13 @@ async fn committed(store: &ManifestStore, head: &ManifestHead, change: Change) -
     }
 }
 
+/// `file` in the place of what `head` has at its offsets.
+fn merge(head: &ManifestHead, file: DataFile) -> Change {
+    let inside = |old: &&Arc<DataFile>| old.base_offset >= file.base_offset && old.last_offset <= file.last_offset;
+    let replaces = head.manifest().files.iter().filter(inside).map(|old| old.data.key.clone()).collect();
+    Change::Merge { file: Arc::new(file), replaces }
+}
+
 #[tokio::test]
 async fn a_partition_without_an_archive_is_empty() {
     let (_, store) = faulty();
@@ -120,7 +127,7 @@ async fn a_long_tail_is_sealed_in_one_commit_and_parts_in_levels() {
 
     // Deep in the history one leaf and its parent are written again.
     let before: HashSet<_> = head.objects().map(|object| object.key.clone()).collect();
-    head = committed(&manifests, &head, Change::Merge(Arc::new(file(200, 259)))).await;
+    head = committed(&manifests, &head, merge(&head, file(200, 259))).await;
     let after: HashSet<_> = head.objects().map(|object| object.key.clone()).collect();
     let fresh = after.difference(&before).filter(|key| key.contains("/parts/")).count();
     assert_eq!((fresh, head.manifest().files.len()), (2, files - 5));
@@ -270,9 +277,12 @@ async fn gaps_and_overlaps_are_refused() {
     assert!(manifests.commit(&empty, Change::Append(Arc::new(file(5, 9)))).await.is_err());
     let head = committed(&manifests, &empty, Change::Append(Arc::new(file(0, 9)))).await;
     for (base, last) in [(0, 8), (5, 9), (0, 12), (50, 60)] {
-        let error = manifests.commit(&head, Change::Merge(Arc::new(file(base, last)))).await.unwrap_err();
+        let error = manifests.commit(&head, merge(&head, file(base, last))).await.unwrap_err();
         assert!(matches!(error, ManifestError::NotContiguous { .. }), "{base}..={last}: {error}");
     }
+    let stale = Change::Merge { file: Arc::new(file(0, 9)), replaces: vec![file(0, 9).data.key] };
+    let error = manifests.commit(&head, stale).await.unwrap_err();
+    assert!(matches!(error, ManifestError::Replaced { .. }), "{error}");
     for (base, last) in [(0, 9), (9, 12), (11, 12), (10, 9)] {
         let error = manifests.commit(&head, Change::Append(Arc::new(file(base, last)))).await.unwrap_err();
         assert!(matches!(error, ManifestError::NotContiguous { .. }), "{base}..={last}: {error}");
@@ -309,13 +319,13 @@ async fn strangers_and_old_versions_in_the_folder_do_not_matter() {
 #[tokio::test]
 async fn a_commit_that_dies_anywhere_happened_or_did_not() {
     let files = 2 * PART_FILES as i64 - 1 + (2 * PART_FANOUT * PART_FILES) as i64;
-    let changes = [
-        Change::Append(Arc::new(file(files * 10, files * 10 + 9))),
-        Change::Merge(Arc::new(file(10, 639))),
-        Change::RaiseLogStart(Offset(777)),
-    ];
     let base = Arc::new(InMemory::new());
     let before = with_files(&manifest_store(FaultyStore::healthy(base.clone()).cold(0), 1), files).await;
+    let changes = [
+        Change::Append(Arc::new(file(files * 10, files * 10 + 9))),
+        merge(&before, file(10, 639)),
+        Change::RaiseLogStart(Offset(777)),
+    ];
     for (change, fault) in changes.into_iter().flat_map(|c| [(c.clone(), Fault::Before), (c, Fault::After)]) {
         let mut outcomes = (0, 0);
         for fail_at in 0.. {
@@ -485,7 +495,7 @@ proptest! {
                 if is_merge {
                     let end = model.len().min(at + len).min(at + RETIRED_MAX / 4);
                     let merged = (model[at].0, model[end - 1].1);
-                    let change = Change::Merge(Arc::new(file(merged.0, merged.1)));
+                    let change = merge(&head, file(merged.0, merged.1));
                     head = committed(&manifests, &head, change).await;
                     model.splice(at..end, [merged]);
                 } else {
@@ -541,7 +551,7 @@ proptest! {
                         let merged = files.len().min(from + len as usize);
                         if let (Some(first), Some(last)) = (files.get(from), files.get(merged.max(1) - 1)) {
                             let one = file(first.base_offset.0, last.last_offset.0);
-                            head = committed(&manifests, &head, Change::Merge(Arc::new(one.clone()))).await;
+                            head = committed(&manifests, &head, merge(&head, one.clone())).await;
                             model.retain(|base, _| *base < one.base_offset.0 || *base > one.last_offset.0);
                             model.insert(one.base_offset.0, one.last_offset.0);
                         }

@@ -8,13 +8,14 @@
 //! row group or slice.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use arrow::array::RecordBatch;
 use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::errors::ParquetError as LibraryError;
 
 use super::ParquetError;
+use crate::background;
 
 /// Slices that wait for the encoder.
 const SLICES_QUEUED_MAX: usize = 16;
@@ -43,7 +44,10 @@ impl ColumnEncoder {
         let encode = move || {
             for step in to_do {
                 match step {
-                    Step::Write(slice) => writer.write(&slice)?,
+                    Step::Write(slice) => {
+                        writer.write(&slice)?;
+                        background::pause();
+                    }
                     Step::EndRowGroup => {
                         writer.flush()?;
                         if has_ended.send(writer.inner().capacity()).is_err() {
@@ -54,7 +58,7 @@ impl ColumnEncoder {
             }
             Ok(writer)
         };
-        let thread = thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(encode).map_err(ParquetError::Thread)?;
+        let thread = background::spawn_low_priority(THREAD_NAME, encode).map_err(ParquetError::Thread)?;
         Ok(Self { steps, ended, thread: Some(thread) })
     }
 

@@ -8,20 +8,15 @@
 //! found on the way. If that happens in the middle of a batch, records of it are in the file already, so the file is
 //! started over, with every batch checked before it is fed. That costs a second decode, once per segment at most.
 
-use bytes::{Bytes, BytesMut};
-use object_store::path::Path as ObjectPath;
+use bytes::Bytes;
 use thermocline_ingest::log::LogError;
-use thermocline_ingest::model::{Offset, Timestamp};
+use thermocline_ingest::model::Offset;
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
 
-use crate::manifest::{DataFile, ObjectRef, RawBatch, RawBatches};
-use crate::parquet::{ParquetEncoder, ParquetError, ParquetOptions, to_micros};
-use crate::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
+use super::builder::{FileBuilder, Indexing, StagedArchive};
+use crate::parquet::{ParquetError, ParquetOptions, to_micros};
+use crate::paths::PartitionPath;
 use crate::split::{SplitError, SplitOptions, SplitWriter};
-use crate::verify::ContentDigest;
-
-/// Longest reason stored with a raw batch.
-const REASON_LEN_MAX: usize = 200;
 
 /// The batches of a segment in offset order, byte for byte.
 pub type Batches = Box<dyn Iterator<Item = Result<Bytes, LogError>> + Send>;
@@ -54,24 +49,13 @@ pub struct StageOptions {
     pub split: Option<SplitOptions>,
 }
 
-/// The objects of one data file, in memory, named but not yet uploaded.
-#[derive(Debug)]
-pub struct StagedArchive {
-    file: DataFile,
-    objects: Vec<(ObjectPath, Bytes)>,
-}
-
-impl StagedArchive {
-    /// What the manifest will say.
-    pub fn file(&self) -> &DataFile {
-        &self.file
-    }
-    /// Keys and bytes, the Parquet object first.
-    pub fn objects(&self) -> &[(ObjectPath, Bytes)] {
-        &self.objects
-    }
-    pub(super) fn into_file(self) -> DataFile {
-        self.file
+impl StageOptions {
+    fn new_file(&self) -> Result<FileBuilder, StageError> {
+        let index = match self.split {
+            Some(options) => Indexing::Records(Box::new(SplitWriter::new(options)?)),
+            None => Indexing::Off,
+        };
+        FileBuilder::new(&self.path, self.parquet, index)
     }
 }
 
@@ -84,18 +68,6 @@ pub struct Stager {
     /// the next offset to stage
     position: Offset,
     check_first: bool,
-}
-
-/// A data file under construction.
-struct FileBuilder {
-    parquet: ParquetEncoder,
-    split: Option<SplitWriter>,
-    digest: ContentDigest,
-    raw: BytesMut,
-    raw_batches: Vec<RawBatch>,
-    range: Option<(Offset, Offset)>,
-    times: Option<(Timestamp, Timestamp)>,
-    log_bytes: u64,
 }
 
 /// What became of a batch.
@@ -133,10 +105,10 @@ impl Stager {
             Some(batches) => batches,
             None => (self.source)()?,
         };
-        let mut file = FileBuilder::new(&self.options)?;
+        let mut file = self.options.new_file()?;
         let mut position = self.position;
         // One batch at least, for an empty file would say that the segment is done.
-        while file.range.is_none() || file.size_bytes() < self.options.file_bytes_max {
+        while file.is_empty() || file.size_bytes() < self.options.file_bytes_max {
             let Some(batch) = batches.next().transpose()? else { break };
             let header =
                 BatchHeader::read(&batch).map_err(|source| StageError::Header { expected: position, source })?;
@@ -144,7 +116,7 @@ impl Stager {
                 continue;
             }
             // Only the first batch of an archive may start below: the log start can lie in the middle of a batch.
-            if header.base_offset > position || (file.range.is_some() && header.base_offset != position) {
+            if header.base_offset > position || (!file.is_empty() && header.base_offset != position) {
                 return Err(StageError::Hole { expected: position, found: header.base_offset });
             }
             match self.feed(&mut file, &header, &batch)? {
@@ -152,7 +124,7 @@ impl Stager {
                 Fed::StartOver => {
                     self.check_first = true;
                     batches = (self.source)()?;
-                    file = FileBuilder::new(&self.options)?;
+                    file = self.options.new_file()?;
                     position = self.position;
                 }
             }
@@ -175,7 +147,7 @@ impl Stager {
             Err(FeedError::StartOver) => return Ok(Fed::StartOver),
             Err(FeedError::Failed(error)) => return Err(error),
         }
-        file.cover(header, batch.len() as u64);
+        file.cover_batch(header, batch.len() as u64);
         Ok(Fed::Whole)
     }
 
@@ -186,10 +158,10 @@ impl Stager {
                 None => Err(FeedError::KeepRaw(unfit_timestamp(&record).to_string())),
             })?;
         }
-        let rows_before = file.parquet.row_count();
+        let rows_before = file.row_count();
         self.decoder.for_each(batch, |record| match file.add(&record) {
             Err(StageError::Parquet(unfit @ ParquetError::Timestamp { .. })) => {
-                let untouched = file.parquet.row_count() == rows_before;
+                let untouched = file.row_count() == rows_before;
                 Err(if untouched { FeedError::KeepRaw(unfit.to_string()) } else { FeedError::StartOver })
             }
             added => added.map_err(FeedError::Failed),
@@ -199,100 +171,4 @@ impl Stager {
 
 fn unfit_timestamp(record: &Record<'_>) -> ParquetError {
     ParquetError::Timestamp { offset: record.offset, timestamp: record.timestamp }
-}
-
-impl FileBuilder {
-    fn new(options: &StageOptions) -> Result<Self, StageError> {
-        Ok(Self {
-            parquet: ParquetEncoder::new(options.path.partition, options.parquet)?,
-            split: options.split.map(SplitWriter::new).transpose()?,
-            digest: ContentDigest::new(),
-            raw: BytesMut::new(),
-            raw_batches: Vec::new(),
-            range: None,
-            times: None,
-            log_bytes: 0,
-        })
-    }
-
-    fn add(&mut self, record: &Record<'_>) -> Result<(), StageError> {
-        self.parquet.push(record)?;
-        self.digest.update(record);
-        if let Some(split) = &mut self.split {
-            split.add(record)?;
-        }
-        self.see_time(record.timestamp);
-        Ok(())
-    }
-
-    fn keep_raw(&mut self, header: &BatchHeader, batch: &[u8], mut reason: String) {
-        reason.truncate(reason.floor_char_boundary(REASON_LEN_MAX));
-        self.raw_batches.push(RawBatch {
-            base_offset: header.base_offset,
-            last_offset: header.last_offset(),
-            position: self.raw.len() as u64,
-            size_bytes: batch.len() as u64,
-            reason,
-        });
-        self.raw.extend_from_slice(batch);
-        // The header's word is all there is; the file's time range must not exclude what Fetch would serve.
-        self.see_time(header.base_timestamp);
-        self.see_time(header.max_timestamp);
-    }
-
-    fn see_time(&mut self, time: Timestamp) {
-        let (min, max) = self.times.unwrap_or((time, time));
-        self.times = Some((min.min(time), max.max(time)));
-    }
-
-    fn cover(&mut self, header: &BatchHeader, log_bytes: u64) {
-        let base = self.range.map_or(header.base_offset, |(base, _)| base);
-        self.range = Some((base, header.last_offset()));
-        self.log_bytes += log_bytes;
-    }
-
-    /// What counts towards the size at which a file is cut.
-    fn size_bytes(&self) -> usize {
-        let split = self.split.as_ref().map_or(0, SplitWriter::mem_usage_bytes);
-        let held = self.parquet.memory_bytes().saturating_add(split).saturating_add(self.raw.len());
-        held.max(self.parquet.decoded_bytes())
-    }
-
-    /// Names and closes the objects; `None` where no batch was fed.
-    fn finish(self, path: &PartitionPath) -> Result<Option<StagedArchive>, StageError> {
-        let (Some((base, last)), Some((min_timestamp, max_timestamp))) = (self.range, self.times) else {
-            return Ok(None);
-        };
-        let attempt = AttemptId::fresh();
-        let mut objects = Vec::with_capacity(3);
-        let mut object = |kind, bytes: Bytes| {
-            let key = path.object(&RangeName { kind, base, last, attempt });
-            let reference = ObjectRef::of(&key, &bytes);
-            objects.push((key, bytes));
-            reference
-        };
-        let rows = self.parquet.row_count();
-        let data = object(ObjectKind::Data, self.parquet.finish(&path.topic, base, last)?);
-        let split = match self.split {
-            Some(split) => Some(object(ObjectKind::Split, split.finish()?)),
-            None => None,
-        };
-        let raw = match self.raw_batches {
-            batches if batches.is_empty() => None,
-            batches => Some(RawBatches { object: object(ObjectKind::Raw, self.raw.freeze()), batches }),
-        };
-        let file = DataFile {
-            base_offset: base,
-            last_offset: last,
-            rows,
-            min_timestamp,
-            max_timestamp,
-            log_bytes: self.log_bytes,
-            digest: self.digest.finish(),
-            data,
-            split,
-            raw,
-        };
-        Ok(Some(StagedArchive { file, objects }))
-    }
 }

@@ -10,6 +10,8 @@
 mod document;
 mod format;
 mod json;
+mod merge;
+mod package;
 mod reader;
 mod tokenizer;
 mod writer;
@@ -19,6 +21,7 @@ mod tests;
 
 use std::io;
 
+pub use merge::{SplitJoin, SplitMerger};
 pub use reader::{SplitReader, local_file};
 use tantivy::schema::{
     Field, FieldType, INDEXED, IndexRecordOption, JsonObjectOptions, NumericOptions, Schema, TextFieldIndexing,
@@ -46,6 +49,8 @@ pub enum SplitError {
     Schema { field: &'static str },
     #[error("split has {found} segments; it must have 1")]
     Segments { found: usize },
+    #[error("merging splits: document {doc} has offset {offset}, which does not follow {before}")]
+    Order { doc: u32, offset: i64, before: i64 },
     #[error("reading a split")]
     Io(#[from] io::Error),
     #[error("full-text index of a split")]
@@ -104,6 +109,12 @@ impl SplitSchema {
         let timestamp = builder.add_i64_field("timestamp", number.clone());
         let offset = builder.add_i64_field("offset", number);
         Self { schema: builder.build(), value, json, key, headers, timestamp, offset }
+    }
+
+    /// Whether values of text fields can be searched for phrases.
+    fn has_positions(&self) -> bool {
+        let option = self.schema.get_field_entry(self.value).field_type().get_index_record_option();
+        option.is_some_and(IndexRecordOption::has_positions)
     }
 
     /// The fields of a split that was read; checks that they are what [`Self::new`] makes.

@@ -33,6 +33,23 @@ impl SplitReader {
     }
 }
 
+impl SplitReader {
+    /// Documents; as many as the data file has rows.
+    pub fn docs(&self) -> u64 {
+        self.searcher.num_docs()
+    }
+
+    /// Whether leaves of JSON values are indexed, as far as there were any. Blocking.
+    pub(super) fn has_json(&self) -> Result<bool, SplitError> {
+        for segment in self.searcher.segment_readers() {
+            if segment.inverted_index(self.fields.json)?.terms().num_terms() > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
 /// Opens the one segment of a package.
 pub(super) fn open_index(directory: SplitDirectory) -> Result<SplitReader, SplitError> {
     let mut index = Index::open(directory)?;

@@ -212,6 +212,45 @@ fn golden_split_opens() {
     assert_eq!(docs(&split, Term::from_field_i64(split.fields.timestamp, 1_101)), [1]);
 }
 
+fn split_at(base: i64, values: &[&str], options: SplitOptions) -> Bytes {
+    let mut writer = SplitWriter::new(options).unwrap();
+    for (offset, value) in (base..).zip(values) {
+        writer.add(&record(offset, Some(format!("k{}", offset % 3).as_bytes()), Some(value.as_bytes()))).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+fn merged(splits: &[Bytes]) -> Result<Bytes, SplitError> {
+    match SplitJoin::of(splits.iter().map(|split| open(split)).collect())? {
+        SplitJoin::Merge(merger) => merger.finish(),
+        SplitJoin::IndexAgain(options) => panic!("they differ: {options:?}"),
+    }
+}
+
+#[test]
+fn splits_that_differ_are_indexed_again_with_all_that_they_had() {
+    let (text, json) = (r#"{"a":"b"}"#, SplitOptions { json: true, positions: false });
+    let plain = SplitOptions { json: false, positions: false };
+    let phrases = SplitOptions { json: false, positions: true };
+    let join = |first, second| {
+        let splits = [split_at(0, &[text], first), split_at(1, &[text], second)];
+        match SplitJoin::of(splits.iter().map(|split| open(split)).collect()).unwrap() {
+            SplitJoin::Merge(_) => None,
+            SplitJoin::IndexAgain(options) => Some(options),
+        }
+    };
+    assert_eq!(join(plain, phrases), Some(phrases));
+    assert_eq!(join(json, phrases), Some(OPTIONS));
+    // Each document keeps what it had.
+    assert_eq!(join(plain, json), None);
+}
+
+#[test]
+fn splits_out_of_order_are_not_merged() {
+    let splits = [split_at(5, &["a"], OPTIONS), split_at(0, &["b"], OPTIONS)];
+    assert!(matches!(merged(&splits), Err(SplitError::Order { doc: 1, offset: 0, before: 5 })));
+}
+
 #[test]
 fn damaged_footers_are_errors() {
     let good = split_of(&["a b c"], OPTIONS);
@@ -241,6 +280,49 @@ proptest! {
         bytes[at] ^= mask;
         // Beyond the footer lie files, whose damage opening does not notice; it must not panic either way.
         let _ = SplitReader::open(in_memory(&bytes));
+    }
+
+    /// Document n is row n, and every word is in the documents where it would be had all been indexed at once.
+    #[test]
+    fn merged_splits_are_as_if_indexed_at_once(
+        parts in proptest::collection::vec(proptest::collection::vec("([a-c]{1,2}|\\{\"a\":\"[ab]\"\\}|[ ,]){0,6}", 0..40), 1..6),
+        json in any::<bool>(), positions in any::<bool>(),
+    ) {
+        let options = SplitOptions { json, positions };
+        let all: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
+        let mut base = 100;
+        let mut splits = Vec::new();
+        for part in &parts {
+            let texts: Vec<&str> = part.iter().map(String::as_str).collect();
+            splits.push(split_at(base, &texts, options));
+            base += part.len() as i64;
+        }
+        let (whole, merged) = (open(&split_at(100, &all, options)), open(&merged(&splits).unwrap()));
+        prop_assert_eq!(merged.docs(), all.len() as u64);
+        if let Some(segment) = merged.searcher.segment_readers().first() {
+            let (offsets, times) = (segment.fast_fields().i64("offset").unwrap(), segment.fast_fields().i64("timestamp").unwrap());
+            for doc in 0..all.len() as DocId {
+                let offset = 100 + i64::from(doc);
+                prop_assert_eq!((offsets.first(doc), times.first(doc)), (Some(offset), Some(1_000 + offset)));
+            }
+        }
+        for word in ["a", "b", "c", "aa", "ab", "ba", "cc", "absent"] {
+            let term = |split: &SplitReader| docs(split, Term::from_field_text(split.fields.value, word));
+            prop_assert_eq!(term(&merged), term(&whole), "{}", word);
+            let leaf = |split: &SplitReader| docs(split, json_text(split.fields.json, "a", word));
+            prop_assert_eq!(leaf(&merged), leaf(&whole), "{} in JSON", word);
+        }
+        for key in ["k0", "k1", "k2"] {
+            let term = |split: &SplitReader| docs(split, Term::from_field_text(split.fields.key, key));
+            prop_assert_eq!(term(&merged), term(&whole), "{}", key);
+        }
+        if positions {
+            let phrase = |split: &SplitReader| {
+                let terms = ["a", "b"].map(|word| Term::from_field_text(split.fields.value, word));
+                split.searcher.search(&PhraseQuery::new(terms.to_vec()), &Count).unwrap()
+            };
+            prop_assert_eq!(phrase(&merged), phrase(&whole));
+        }
     }
 
     #[test]

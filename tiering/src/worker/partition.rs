@@ -10,6 +10,7 @@ use thermocline_ingest::log::{Partition, SealedSegment};
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use tokio::time::Instant;
 
+use super::merging::Merging;
 use super::standing::Description;
 use crate::manifest::{Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::paths::PartitionPath;
@@ -27,6 +28,7 @@ pub(super) struct PartitionArchive {
     /// loaded yet or because a job failed and nobody knows whether its last commit happened.
     head: tokio::sync::Mutex<Option<ManifestHead>>,
     backoff: Mutex<Backoff>,
+    pub merging: Merging,
     closed: AtomicBool,
     versions_trimmed_at: AtomicU64,
     /// When the oldest of the retired objects that the head listed was retired; [`NEVER`] where there are none.
@@ -45,15 +47,12 @@ pub(super) struct Backoff {
     until: Option<Instant>,
 }
 
-/// The right to change a partition's archive.
-pub(super) type HeadGuard<'a> = tokio::sync::MutexGuard<'a, Option<ManifestHead>>;
-
 impl Backoff {
     pub fn is_due(&self, now: Instant) -> bool {
         self.until.is_none_or(|until| until <= now)
     }
 
-    /// Returns the wait before the next attempt.
+    /// Returns the wait before the next attempt: doubled each time, jittered over its upper half.
     pub fn failed(&mut self, now: Instant, first: Duration, longest: Duration) -> Duration {
         let wait = first.saturating_mul(2_u32.saturating_pow(self.failures)).min(longest);
         let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
@@ -62,6 +61,9 @@ impl Backoff {
         wait
     }
 }
+
+/// The right to change a partition's archive.
+pub(super) type HeadGuard<'a> = tokio::sync::MutexGuard<'a, Option<ManifestHead>>;
 
 impl PartitionArchive {
     /// Of a partition whose manifest is not loaded yet.
@@ -72,6 +74,7 @@ impl PartitionArchive {
             partition,
             head: tokio::sync::Mutex::new(None),
             backoff: Mutex::default(),
+            merging: Merging::default(),
             closed: AtomicBool::new(false),
             versions_trimmed_at: AtomicU64::new(0),
             oldest_retired: AtomicI64::new(NEVER),
@@ -137,9 +140,10 @@ impl PartitionArchive {
         *self.described.lock() = Some(description);
     }
 
-    /// No job starts any more; waits for the one under way.
+    /// No job starts any more; waits for the one under way, and for a merge, which ends at its next step.
     pub async fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        drop(self.merging.under_way.lock().await);
         drop(self.head.lock().await);
     }
 

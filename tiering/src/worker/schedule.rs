@@ -1,4 +1,5 @@
-//! When what happens in the background: archiving as soon as segments are sealed, expiry every
+//! When what happens in the background: archiving as soon as segments are sealed, merging in between
+//! (`worker/merging.rs`), expiry every
 //! [`EXPIRY_INTERVAL`], a sweep of the store every [`SWEEP_INTERVAL`].
 
 use std::collections::{HashMap, HashSet};
@@ -13,6 +14,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use super::merging::merge_loop;
 use super::partition::{Backoff, Key, PartitionArchive};
 use super::{ArchiveReport, Tiering, TieringError};
 use crate::janitor::{JanitorError, Removal, Seen};
@@ -30,7 +32,9 @@ const VERSION_TRIM_EVERY: u64 = 64;
 
 pub(super) async fn run(tiering: Arc<Tiering>, shutdown: CancellationToken) {
     let scrub = tiering.scrubber.run(tiering.as_ref());
-    let work = async { tokio::join!(archive_loop(&tiering), janitor_loop(&tiering), sweep_loop(&tiering), scrub) };
+    let work = async {
+        tokio::join!(archive_loop(&tiering), merge_loop(&tiering), janitor_loop(&tiering), sweep_loop(&tiering), scrub)
+    };
     tokio::select! {
         () = shutdown.cancelled() => {}
         _ = work => {}
@@ -107,6 +111,11 @@ async fn archive_one(tiering: &Tiering, archive: &PartitionArchive) {
         Err(_) if archive.is_closed() => tracing::debug!(%partition, "topic deleted while it was archived"),
         Err(error) => failed(tiering, archive, &error),
     }
+}
+
+/// Whether a sealed segment waits that could be archived now, whoever may be at it.
+pub(super) fn is_archiving(tiering: &Tiering) -> bool {
+    !waiting(tiering, &HashMap::new()).is_empty()
 }
 
 fn failed(tiering: &Tiering, archive: &PartitionArchive, error: &(dyn Error + 'static)) {
@@ -326,7 +335,7 @@ fn noted<E: Error + 'static>(tiering: &Tiering, what: &str, outcome: Result<(), 
 }
 
 /// First after one period; a tick that was missed is not made up for.
-fn every(period: Duration) -> tokio::time::Interval {
+pub(super) fn every(period: Duration) -> tokio::time::Interval {
     let period = period.max(Duration::from_millis(1));
     let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

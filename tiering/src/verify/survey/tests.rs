@@ -111,7 +111,8 @@ async fn files_that_are_replaced_while_they_are_checked_are_no_damage() {
         let manifests = manifest_store(store.clone(), 1);
         let merge = async || {
             let change = if merged {
-                Change::Merge(upload(&store, files[1].base_offset, 2 * RECORDS, false).await)
+                let file = upload(&store, files[1].base_offset, 2 * RECORDS, false).await;
+                Change::Merge { file, replaces: files.iter().skip(1).map(|old| old.data.key.clone()).collect() }
             } else {
                 Change::RaiseLogStart(files[2].last_offset.next())
             };

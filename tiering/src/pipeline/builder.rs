@@ -1,0 +1,200 @@
+//! A data file under construction: records go in, from the log or from other files, named objects come out.
+
+use bytes::{Bytes, BytesMut};
+use object_store::path::Path as ObjectPath;
+use thermocline_ingest::model::{Offset, Timestamp};
+use thermocline_ingest::record::{BatchHeader, Record};
+
+use super::StageError;
+use crate::manifest::{DataFile, ObjectRef, RawBatch, RawBatches};
+use crate::parquet::{ParquetEncoder, ParquetOptions};
+use crate::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
+use crate::split::{SplitError, SplitMerger, SplitWriter};
+use crate::verify::ContentDigest;
+
+/// Longest reason stored with a raw batch.
+const REASON_LEN_MAX: usize = 200;
+
+/// The objects of one data file, in memory, named but not yet uploaded.
+#[derive(Debug)]
+pub struct StagedArchive {
+    file: DataFile,
+    objects: Vec<(ObjectPath, Bytes)>,
+}
+
+impl StagedArchive {
+    /// What the manifest will say.
+    pub fn file(&self) -> &DataFile {
+        &self.file
+    }
+    /// Keys and bytes, the Parquet object first.
+    pub fn objects(&self) -> &[(ObjectPath, Bytes)] {
+        &self.objects
+    }
+    pub(super) fn into_file(self) -> DataFile {
+        self.file
+    }
+}
+
+/// Where the split of a file comes from.
+pub(crate) enum Indexing {
+    /// There is none.
+    Off,
+    /// Each record is indexed as it is added.
+    Records(Box<SplitWriter>),
+    /// The splits of the files that the records come from.
+    Splits(SplitMerger),
+}
+
+impl Indexing {
+    fn mem_usage_bytes(&self) -> usize {
+        match self {
+            Self::Records(writer) => writer.mem_usage_bytes(),
+            Self::Off | Self::Splits(_) => 0,
+        }
+    }
+
+    fn finish(self) -> Result<Option<Bytes>, SplitError> {
+        match self {
+            Self::Off => Ok(None),
+            Self::Records(writer) => writer.finish().map(Some),
+            Self::Splits(merger) => merger.finish().map(Some),
+        }
+    }
+}
+
+/// A data file under construction.
+pub(crate) struct FileBuilder {
+    parquet: ParquetEncoder,
+    index: Indexing,
+    digest: ContentDigest,
+    raw: BytesMut,
+    raw_batches: Vec<RawBatch>,
+    range: Option<(Offset, Offset)>,
+    times: Option<(Timestamp, Timestamp)>,
+    log_bytes: u64,
+}
+
+impl FileBuilder {
+    pub fn new(path: &PartitionPath, parquet: ParquetOptions, index: Indexing) -> Result<Self, StageError> {
+        Ok(Self {
+            parquet: ParquetEncoder::new(path.partition, parquet)?,
+            index,
+            digest: ContentDigest::new(),
+            raw: BytesMut::new(),
+            raw_batches: Vec::new(),
+            range: None,
+            times: None,
+            log_bytes: 0,
+        })
+    }
+
+    /// Adds the next record. On `Timestamp` of [`crate::parquet::ParquetError`] nothing was added.
+    pub fn add(&mut self, record: &Record<'_>) -> Result<(), StageError> {
+        self.parquet.push(record)?;
+        self.digest.update(record);
+        if let Indexing::Records(writer) = &mut self.index {
+            writer.add(record)?;
+        }
+        self.see_time(record.timestamp);
+        Ok(())
+    }
+
+    /// Keeps a batch byte for byte.
+    pub fn keep_raw(&mut self, header: &BatchHeader, batch: &[u8], mut reason: String) {
+        reason.truncate(reason.floor_char_boundary(REASON_LEN_MAX));
+        self.raw_batches.push(RawBatch {
+            base_offset: header.base_offset,
+            last_offset: header.last_offset(),
+            position: self.raw.len() as u64,
+            size_bytes: batch.len() as u64,
+            reason,
+        });
+        self.raw.extend_from_slice(batch);
+        // The header's word is all there is; the file's time range must not exclude what Fetch would serve.
+        self.see_time(header.base_timestamp);
+        self.see_time(header.max_timestamp);
+    }
+
+    fn see_time(&mut self, time: Timestamp) {
+        let (min, max) = self.times.unwrap_or((time, time));
+        self.times = Some((min.min(time), max.max(time)));
+    }
+
+    /// Says that the file stands for the offsets of this batch, which was fed or kept.
+    pub fn cover_batch(&mut self, header: &BatchHeader, log_bytes: u64) {
+        self.cover(header.base_offset, header.last_offset(), log_bytes);
+    }
+
+    /// Takes over what `file` says beside its records, which were added: the offsets and times it stands for, and the
+    /// batches it keeps raw. `raw` are the bytes of those, from their object.
+    pub fn cover_file(&mut self, file: &DataFile, raw: &[u8]) {
+        let start = self.raw.len() as u64;
+        let moved = file.raw.iter().flat_map(|raw| &raw.batches);
+        self.raw_batches.extend(moved.map(|batch| RawBatch { position: start + batch.position, ..batch.clone() }));
+        self.raw.extend_from_slice(raw);
+        self.see_time(file.min_timestamp);
+        self.see_time(file.max_timestamp);
+        self.cover(file.base_offset, file.last_offset, file.log_bytes);
+    }
+
+    fn cover(&mut self, base: Offset, last: Offset, log_bytes: u64) {
+        let base = self.range.map_or(base, |(base, _)| base);
+        self.range = Some((base, last));
+        self.log_bytes += log_bytes;
+    }
+
+    pub fn row_count(&self) -> u64 {
+        self.parquet.row_count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.range.is_none()
+    }
+
+    /// Memory held, about.
+    pub fn memory_bytes(&self) -> usize {
+        let index = self.index.mem_usage_bytes();
+        self.parquet.memory_bytes().saturating_add(index).saturating_add(self.raw.len())
+    }
+
+    /// What counts towards the size at which a file of a segment is cut.
+    pub fn size_bytes(&self) -> usize {
+        self.memory_bytes().max(self.parquet.decoded_bytes())
+    }
+
+    /// Names and closes the objects; `None` where no batch was fed.
+    pub fn finish(self, path: &PartitionPath) -> Result<Option<StagedArchive>, StageError> {
+        let (Some((base, last)), Some((min_timestamp, max_timestamp))) = (self.range, self.times) else {
+            return Ok(None);
+        };
+        let attempt = AttemptId::fresh();
+        let mut objects = Vec::with_capacity(3);
+        let mut object = |kind, bytes: Bytes| {
+            let key = path.object(&RangeName { kind, base, last, attempt });
+            let reference = ObjectRef::of(&key, &bytes);
+            objects.push((key, bytes));
+            reference
+        };
+        let rows = self.parquet.row_count();
+        let data = object(ObjectKind::Data, self.parquet.finish(&path.topic, base, last)?);
+        let split = self.index.finish()?.map(|split| object(ObjectKind::Split, split));
+        let raw = match self.raw_batches {
+            batches if batches.is_empty() => None,
+            batches => Some(RawBatches { object: object(ObjectKind::Raw, self.raw.freeze()), batches }),
+        };
+        let file = DataFile {
+            base_offset: base,
+            last_offset: last,
+            rows,
+            min_timestamp,
+            max_timestamp,
+            log_bytes: self.log_bytes,
+            digest: self.digest.finish(),
+            data,
+            split,
+            raw,
+        };
+        Ok(Some(StagedArchive { file, objects }))
+    }
+}

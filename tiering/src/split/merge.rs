@@ -1,0 +1,72 @@
+//! Several splits become one without their records: Tantivy merges postings and columns, segment after segment.
+//!
+//! Tantivy stacks the segments in the order they are given and keeps the documents of each in theirs, as long as an
+//! index is not sorted by a field and has no deletes; both holds for every split. So document `n` of the merged split
+//! is row `n` of the merged file. That this is so is not left to the library: offsets must ascend over all documents
+//! before a merged split is given out.
+
+use bytes::Bytes;
+use tantivy::directory::RamDirectory;
+use tantivy::indexer::merge_indices;
+
+use super::package::package;
+use super::reader::SplitReader;
+use super::{SplitError, SplitOptions};
+
+/// How the splits of neighbouring files become one.
+pub enum SplitJoin {
+    Merge(SplitMerger),
+    /// They were made in different ways, so the records must be indexed again. Whatever could be searched for in one
+    /// of the splits can be in all of the file then.
+    IndexAgain(SplitOptions),
+}
+
+/// Splits of neighbouring files, in offset order, that were made in the same way.
+pub struct SplitMerger {
+    splits: Vec<SplitReader>,
+}
+
+impl SplitJoin {
+    /// `splits` in offset order. Reads from them: blocking.
+    pub fn of(splits: Vec<SplitReader>) -> Result<Self, SplitError> {
+        let mut pairs = splits.iter().zip(splits.iter().skip(1));
+        if pairs.all(|(a, b)| a.fields.schema == b.fields.schema && a.index.settings() == b.index.settings()) {
+            return Ok(Self::Merge(SplitMerger { splits }));
+        }
+        let mut options = SplitOptions { json: false, positions: false };
+        for split in &splits {
+            options.positions |= split.fields.has_positions();
+            options.json |= split.has_json()?;
+        }
+        Ok(Self::IndexAgain(options))
+    }
+}
+
+impl SplitMerger {
+    /// The packaged split. CPU-bound; holds the inputs and the result in memory.
+    pub fn finish(self) -> Result<Bytes, SplitError> {
+        let indices: Vec<_> = self.splits.into_iter().map(|split| split.index).collect();
+        let directory = RamDirectory::create();
+        let merged = merge_indices(&indices, directory.clone())?;
+        drop(indices);
+        check_order(&merged)?;
+        package(merged, directory)
+    }
+}
+
+/// Offsets ascend from document to document.
+fn check_order(index: &tantivy::Index) -> Result<(), SplitError> {
+    let searcher = index.reader()?.searcher();
+    let mut before = None;
+    for segment in searcher.segment_readers() {
+        let offsets = segment.fast_fields().i64("offset")?;
+        for doc in 0..segment.max_doc() {
+            let offset = offsets.first(doc).ok_or(SplitError::Schema { field: "offset" })?;
+            if let Some(before) = before.filter(|before| *before >= offset) {
+                return Err(SplitError::Order { doc, offset, before });
+            }
+            before = Some(offset);
+        }
+    }
+    Ok(())
+}
