@@ -104,7 +104,7 @@ pub enum StartError {
     Topics(#[from] TopicError),
     #[error("opening the cold store; check the section [store]")]
     Store(#[from] StoreError),
-    #[error("claiming the store")]
+    #[error("claiming the store; a broker starts only where it knows its archive, see the section [store]")]
     Epoch(#[from] EpochError),
     #[error(
         "loading the archive's manifests; a broker starts only where it knows its archive, see the section [store]"

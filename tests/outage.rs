@@ -371,14 +371,14 @@ async fn and_a_broker_starts() {
 
     world.fail(Fault::Down).await;
     let Err(error) = Broker::start(world.config()).await else { panic!("started without its archive") };
-    assert!(matches!(error, StartError::Tiering(_)), "{error}");
+    assert!(matches!(error, StartError::Epoch(_)), "{error}");
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         message = format!("{message}: {error}");
         cause = error.source();
     }
-    for part in ["[store]", "orders-0", "after 2 attempts", "503"] {
+    for part in ["[store]", "epochs", "after 2 attempts", "503"] {
         assert!(message.contains(part), "{part:?} is missing in: {message}");
     }
 

@@ -165,6 +165,14 @@ impl Running {
         let metrics = self.client.get(self.url("/metrics")).send().await.unwrap().text().await.unwrap();
         assert!(metrics.contains("thermocline_manifest_fenced 1"));
     }
+
+    /// What it took now would never be archived.
+    async fn check_refuses_produce(&self) {
+        let request = self.client.post(self.url(&format!("/v1/topics/{TOPIC}/messages")));
+        let answer = request.body("{\"value\":\"too late\"}\n").send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "fenced");
+    }
 }
 
 fn text(n: usize) -> String {
@@ -199,6 +207,7 @@ async fn an_empty_disk_takes_up_what_the_store_has() {
     // The old one reads what it has, and is refused.
     let old = store.start(old_disk.path()).await;
     old.check_fenced().await;
+    old.check_refuses_produce().await;
     assert_eq!(old.fetch(310).await, on_old_disk, "though the archive is longer than its log by now");
     let (status, answer) = old.archive().await;
     assert!(!status.is_success(), "{answer}");
@@ -226,6 +235,7 @@ async fn a_running_broker_is_refused_at_its_next_commit_after_a_take_over() {
     let late = old.produce(100..101).await;
     assert!(!old.archive().await.0.is_success());
     old.check_fenced().await;
+    old.check_refuses_produce().await;
     assert_eq!(
         old.fetch(101).await,
         places.iter().chain(&late).map(|(place, n)| (*place, *n)).collect(),

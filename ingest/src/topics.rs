@@ -124,6 +124,11 @@ pub fn adopt(
 }
 
 impl Topics {
+    /// See [`HotLog::set_replaced`].
+    pub fn set_replaced(&self) {
+        self.log.set_replaced();
+    }
+
     /// Loads every topic and recovers its partitions. Blocking.
     pub fn open(store: Arc<MetadataStore>, log: Arc<HotLog>, defaults: LogConfig) -> Result<Self, TopicError> {
         let topics = Self {

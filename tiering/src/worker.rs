@@ -188,7 +188,13 @@ impl Tiering {
         store.limit(limits(&config, &cache, throttle.clone()));
         let background = Background::new(throttle.clone(), config.workers);
         let manifests = ManifestStore::new(store.of(Work::Archive), broker_epoch, clock.clone());
-        manifests.observe(metrics.clone());
+        manifests.on_fenced({
+            let (metrics, topics) = (metrics.clone(), topics.clone());
+            move || {
+                metrics.fenced.set(1);
+                topics.set_replaced();
+            }
+        });
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
         let archiver = Archiver::new(store.clone(), manifests.clone(), background.clone(), &config, metrics.clone());

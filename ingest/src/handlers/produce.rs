@@ -86,8 +86,10 @@ pub async fn produce(services: &Arc<Services>, context: &RequestContext, request
             Err(failure) => {
                 let partition = append.log.topic_partition();
                 match &failure {
-                    // Said once, when the reserve was reached; producers try again and again.
-                    AppendError::DiskReserve { .. } => debug!(%partition, client_id = context.client_id, %failure),
+                    // Said once, when it came to that; producers try again and again.
+                    AppendError::DiskReserve { .. } | AppendError::Replaced { .. } => {
+                        debug!(%partition, client_id = context.client_id, %failure);
+                    }
                     _ => warn!(%partition, client_id = context.client_id, %failure, "batch refused"),
                 }
                 refuse(row, &failure);
@@ -231,7 +233,7 @@ fn produce_error(failure: &AppendError) -> ResponseError {
         AppendError::DiskReserve { .. } | AppendError::Storage { .. } | AppendError::Offline { .. } => {
             ResponseError::KafkaStorageError
         }
-        AppendError::Closed(_) => ResponseError::NotLeaderOrFollower,
+        AppendError::Replaced { .. } | AppendError::Closed(_) => ResponseError::NotLeaderOrFollower,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use thermocline_config::TopicConfig;
 
@@ -131,6 +132,12 @@ impl Partition {
         let config = self.config();
         let now = self.env.clock.now();
         let mut header = validate_batch(batch, &rules(&config), now)?;
+        if config.remote_storage_enable
+            && !self.topic_partition.topic.is_internal()
+            && self.env.replaced.load(Ordering::Acquire)
+        {
+            return Err(AppendError::Replaced { partition: self.topic_partition.clone() });
+        }
         if self.env.disk.is_low() && !self.topic_partition.topic.is_internal() {
             let reserve_bytes = self.env.disk.reserve_bytes();
             return Err(AppendError::DiskReserve { partition: self.topic_partition.clone(), reserve_bytes });

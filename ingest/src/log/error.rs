@@ -58,6 +58,11 @@ pub enum AppendError {
         "partition {partition} is offline since an earlier storage error ({cause}); restart the broker when the disk is well"
     )]
     Offline { partition: TopicPartition, cause: Arc<str> },
+    /// NOT_LEADER_OR_FOLLOWER: what is taken here would never be archived.
+    #[error(
+        "append to {partition} refused: another broker has taken over the store; send to that one, this one only serves reads"
+    )]
+    Replaced { partition: TopicPartition },
     /// NOT_LEADER_OR_FOLLOWER: deleted or shutting down; a client looks at the metadata and comes back.
     #[error("partition {0} is closed")]
     Closed(TopicPartition),

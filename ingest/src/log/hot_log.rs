@@ -84,7 +84,14 @@ impl HotLog {
         let flusher =
             Flusher::start(flush_queue.clone(), disk.clone(), metrics.clone()).on("start the flusher of", &dir)?;
         let producer_expiration_ms = config.producer_id_expiration.as_millis();
-        let env = Arc::new(LogEnv { clock, metrics, flush_queue, disk, producer_expiration_ms });
+        let env = Arc::new(LogEnv {
+            clock,
+            metrics,
+            flush_queue,
+            disk,
+            producer_expiration_ms,
+            replaced: AtomicBool::new(false),
+        });
         Ok(Arc::new(Self {
             dir,
             env,
@@ -194,6 +201,12 @@ impl HotLog {
             tracing::info!(freed, missing, "dropped local copies of archived segments early");
             self.env.disk.check();
         }
+    }
+
+    /// Another broker has taken over the archive: from now on producers are refused, except for topics that are not
+    /// archived. Reads go on.
+    pub fn set_replaced(&self) {
+        self.env.replaced.store(true, Ordering::Release);
     }
 
     /// Flushes everything, writes producer snapshots and the clean-shutdown marker, stops the flusher. A partition that

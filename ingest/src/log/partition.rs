@@ -32,6 +32,8 @@ pub(super) struct LogEnv {
     pub flush_queue: Arc<FlushQueue>,
     pub disk: Arc<DiskWatch>,
     pub producer_expiration_ms: i64,
+    /// Another broker archives these topics now.
+    pub replaced: AtomicBool,
 }
 
 /// One partition. See the invariants of the module.

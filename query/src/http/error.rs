@@ -119,6 +119,7 @@ impl From<AppendError> for ApiError {
             }
             AppendError::Refused(_) => Self::bad_request(with_causes(&error)),
             AppendError::DiskReserve { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "disk_full", error),
+            AppendError::Replaced { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "fenced", error),
             AppendError::Offline { .. } | AppendError::Closed(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "partition_unavailable", error)
             }

@@ -13,7 +13,6 @@ use thermocline_ingest::model::Offset;
 use super::files::{Entries, FileList, Part};
 use super::format::{self, DecodedPart, DecodedVersion, MANIFEST_BYTES_MAX, PartRef};
 use super::{Change, Manifest, ManifestError, ManifestHead, ObjectRef};
-use crate::metrics::TieringMetrics;
 use crate::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
 use crate::store::{ColdStore, StoreError};
 
@@ -44,7 +43,7 @@ pub struct Fenced {
 #[derive(Default)]
 struct Fence {
     fenced: OnceLock<Fenced>,
-    metrics: OnceLock<Arc<TieringMetrics>>,
+    then: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// What became of a commit.
@@ -63,9 +62,9 @@ impl ManifestStore {
         Self { store, epoch, clock, fence: Arc::default() }
     }
 
-    /// Shows in `metrics` from now on whether this broker is fenced. The first call wins.
-    pub fn observe(&self, metrics: Arc<TieringMetrics>) {
-        let _ = self.fence.metrics.set(metrics);
+    /// What is to be done, once, when this broker is fenced. The first call wins.
+    pub fn on_fenced(&self, then: impl Fn() + Send + Sync + 'static) {
+        let _ = self.fence.then.set(Box::new(then));
     }
 
     /// Set for good once a commit was refused because of a higher epoch.
@@ -168,10 +167,10 @@ impl ManifestStore {
                 what,
                 epoch,
                 own_epoch,
-                "another broker archives to this store now; this one archives nothing any more and should be stopped"
+                "another broker archives to this store now; this one takes and archives nothing any more and should be stopped"
             );
-            if let Some(metrics) = self.fence.metrics.get() {
-                metrics.fenced.set(1);
+            if let Some(then) = self.fence.then.get() {
+                then();
             }
         }
         ManifestError::Fenced { what, epoch, own_epoch }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::Tiering;
 use super::partition::{Backoff, Key, PartitionArchive};
 use super::schedule::{every, is_archiving};
-use crate::manifest::{DataFile, Manifest, ManifestError};
+use crate::manifest::{DataFile, Manifest};
 use crate::merge::MergeError;
 use crate::merge::plan::plan;
 
@@ -104,9 +104,6 @@ async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) -> Step {
         Err(_) if archive.is_closed() => tracing::debug!(%partition, "topic deleted while it was merged"),
         Err(MergeError::Overtaken) => tracing::debug!(%partition, "files were replaced while they were merged"),
         Err(error) => {
-            if matches!(&error, MergeError::Commit(ManifestError::Fenced { .. })) {
-                tiering.metrics.fenced.set(1);
-            }
             tiering.metrics.merge_failures.inc();
             let config = &tiering.config;
             let (first, longest) = (config.retry_backoff.as_duration(), config.retry_backoff_max.as_duration());
@@ -120,7 +117,7 @@ async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) -> Step {
 
 /// What came of looking for something to merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Merged,
     AtRest,
     /// Other merges have it; the next tick tries again.
@@ -130,7 +127,7 @@ enum Step {
 }
 
 /// One merge, if there is one to do.
-async fn merge_next(tiering: &Tiering, archive: &PartitionArchive) -> Result<Step, MergeError> {
+pub(super) async fn merge_next(tiering: &Tiering, archive: &PartitionArchive) -> Result<Step, MergeError> {
     let _under_way = archive.merging.under_way.lock().await;
     let manifest = archive.manifest();
     let Some(inputs) = next_inputs(tiering, archive, &manifest) else {

@@ -39,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..100_i64).prop_map(Step::DeleteRecords),
         3 => Just(Step::Expire),
         2 => Just(Step::Sweep),
+        4 => Just(Step::Merge),
         2 => (1..90_i64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
     ]

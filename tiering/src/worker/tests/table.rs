@@ -143,6 +143,36 @@ async fn what_was_deleted_and_is_still_listed_is_deleted_again() {
     }
 }
 
+/// Files of one batch each, all of which are worth merging.
+async fn small_files() -> (World, usize) {
+    let world = lived([produce(), produce(), produce(), produce(), ARCHIVE]).await;
+    let files = world.newest().await.manifest().files.len();
+    (world, files)
+}
+
+#[tokio::test]
+async fn a_merge_that_was_not_committed_never_was() {
+    for point in [at(Kind::Get, "/data/", 2, Before), at(Kind::Create, "/manifest/", 0, Before)] {
+        let (world, files) = small_files().await;
+        let world = die(world, point, [Step::Merge]).await;
+        assert_eq!(world.newest().await.manifest().files.len(), files);
+        recovers(world).await;
+    }
+}
+
+#[tokio::test]
+async fn a_merge_whose_answer_was_lost_counts() {
+    let (world, files) = small_files().await;
+    let objects = world.keys("/data/").await.len();
+    let mut world = die(world, at(Kind::Create, "/manifest/", 0, After), [Step::Merge]).await;
+    assert!(world.newest().await.manifest().files.len() < files);
+    assert_eq!(world.keys("/data/").await.len(), objects + 1, "readers may still be at the inputs");
+    world.take(&RETIRED).await;
+    world.take(&Step::Expire).await;
+    assert_eq!(world.keys("/data/").await.len(), world.newest().await.manifest().files.len());
+    recovers(world).await;
+}
+
 #[tokio::test]
 async fn orphans_that_are_left_go_with_the_next_sweep() {
     let world = die(lived([produce()]).await, at(Kind::Put, "/index/", 0, After), [ARCHIVE]).await;

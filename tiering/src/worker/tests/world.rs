@@ -49,6 +49,8 @@ pub enum Step {
     DeleteRecords(i64),
     Expire,
     Sweep,
+    /// The next files that are worth it, if any.
+    Merge,
     /// So many minutes.
     Wait(i64),
     Restart,
@@ -166,6 +168,9 @@ impl World {
             }
             Step::Expire => {
                 let _ = schedule::expire(&self.broker().tiering, &self.archive()).await;
+            }
+            Step::Merge => {
+                let _ = merging::merge_next(&self.broker().tiering, &self.archive()).await;
             }
             Step::Sweep => {
                 let _ = schedule::sweep_partition(&self.broker().tiering, &self.archive(), &mut Seen::default()).await;
