@@ -94,9 +94,9 @@ impl World {
         until("the fault is met", async || self.server.faults().met() >= FAULTS_MET_MIN).await;
     }
 
-    /// Files of the bucket, the store's own aside.
+    /// What the bucket has of topics.
     fn objects(&self) -> Vec<PathBuf> {
-        files_below(&self.dir.path().join("buckets").join(BUCKET).join("cold"))
+        files_below(&self.dir.path().join("buckets").join(BUCKET).join("cold/topics"))
     }
 }
 
@@ -222,12 +222,16 @@ async fn lives_through(fault: Fault) {
 
     world.fail(fault).await;
     let end = client.produce(cold, 8).await;
-    world.fault_is_met().await;
+    if matches!(fault, Fault::LaggingLists) {
+        // A running broker asks for none to commit.
+        until("it is archived all the same", async || client.number("archived_through").await > cold).await;
+    } else {
+        world.fault_is_met().await;
+        let archived = client.number("archived_through").await;
+        let commits_get_through = matches!(fault, Fault::Throttled(_));
+        assert!(archived == cold || commits_get_through, "{archived} of {end} archived under {fault:?}");
+    }
     assert_eq!(client.replay(cold, end).await, 200, "the hot log is read");
-    let archived = client.number("archived_through").await;
-    // Under the latter the first commit does, if it is the first to ask for a listing.
-    let commits_get_through = matches!(fault, Fault::Throttled(_) | Fault::LaggingLists);
-    assert!(archived == cold || commits_get_through, "{archived} of {end} archived under {fault:?}");
     let status = client.replay(0, cold).await;
     assert!(matches!(status.as_u16(), 200 | 503), "a cold read is answered or may be tried again, not {status}");
     let end = client.produce(end, 1).await;
