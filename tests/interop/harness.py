@@ -17,6 +17,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import zstandard
+
 START_SECONDS = 60
 STOP_SECONDS = 60
 STEP_SECONDS = 120
@@ -256,10 +258,17 @@ class Manifests:
             if manifest["topic"] != topic:
                 continue
             check_equal(int(path.stem), manifest["version"], f"{path}: version")
-            for part in manifest["sealed"]:
-                partitions[manifest["partition"]] += json.loads(self.path_of(part["object"]["key"]).read_text())["files"]
-            partitions[manifest["partition"]] += manifest["tail"]
+            partitions[manifest["partition"]] += self.files_of(manifest["parts"]) + manifest["tail"]
         return partitions
+
+    def files_of(self, parts):
+        """The data files of a tree of parts."""
+        files = []
+        for part in parts:
+            packed = self.path_of(part["object"]["key"]).read_bytes()
+            content = json.loads(zstandard.ZstdDecompressor().decompressobj().decompress(packed))
+            files += content["files"] if part["level"] == 0 else self.files_of(content["parts"])
+        return files
 
     def check_objects(self, topic, parquet):
         """Every object that a newest manifest names is there, has its size and opens. Returns how many there are."""

@@ -229,14 +229,3 @@ async fn a_topic_deleted_while_the_store_is_down_is_gone_after_a_restart() {
     shutdown.cancel();
     running.await.unwrap();
 }
-
-fn assert_send<T: Send>(_: &T) {}
-
-/// The broker spawns these; a future that is not `Send` would be found only there.
-#[test]
-fn background_work_and_requests_can_be_spawned() {
-    let _ = |tiering: Arc<Tiering>, topic: Arc<Topic>, shutdown| {
-        assert_send(&tiering.archive_now(&topic, true));
-        assert_send(&tiering.clone().run(shutdown));
-    };
-}
