@@ -48,7 +48,7 @@ use crate::cache::BlockCache;
 use crate::columns::{ColumnError, RecordColumns};
 use crate::manifest::{Change, CommitOutcome, DataFile, ManifestError, ManifestHead, ManifestStore, ObjectRef};
 use crate::metrics::TieringMetrics;
-use crate::parquet::ParquetOptions;
+use crate::parquet::{ParquetOptions, ROW_GROUP_COPIES};
 use crate::parquet_read::{ColdFile, ParquetReadError, ParquetReader, RowGroupBytes};
 use crate::paths::PartitionPath;
 use crate::pipeline::{ArchiveError, Archiver, FileBuilder, Indexing, StageError, VerifiedArchive};
@@ -190,9 +190,9 @@ impl Merger {
         }
     }
 
-    /// One row group as it comes from the store and decoded, and one on its way out.
+    /// One row group as it comes from the store and decoded, and those on their way out.
     fn row_groups_bytes(&self) -> u64 {
-        self.row_group_bytes.saturating_mul(2)
+        self.row_group_bytes.saturating_mul(2 + ROW_GROUP_COPIES)
     }
 
     /// Merges `inputs`, neighbours in offset order that all have an index or none. `None` where there is no memory for

@@ -45,6 +45,7 @@ use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicName};
 use thermocline_ingest::record::Record;
 
 use columns::ColumnEncoder;
+pub(crate) use columns::ROW_GROUP_COPIES;
 use rows::{RowBuffer, row_bytes};
 
 /// Most rows of one page.
@@ -101,7 +102,7 @@ pub struct ParquetOptions {
     pub page_bytes: usize,
 }
 
-/// Writes one data file in memory: rows are gathered here, their columns are encoded on a thread of its own.
+/// Writes one data file in memory: rows are gathered here, their columns are encoded on threads of their own.
 pub struct ParquetEncoder {
     columns: ColumnEncoder,
     rows: RowBuffer,
@@ -111,8 +112,6 @@ pub struct ParquetEncoder {
     slice_bytes: usize,
     /// decoded bytes of the row group under way, without `rows`
     group_bytes: usize,
-    /// memory of the row groups that are finished
-    encoded_bytes: usize,
     decoded_bytes: usize,
     row_count: u64,
 }
@@ -192,13 +191,12 @@ impl ParquetEncoder {
             ArrowWriterOptions::new().with_properties(options.properties()?).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), schema(), writer_options)?;
         Ok(Self {
-            columns: ColumnEncoder::start(writer)?,
+            columns: ColumnEncoder::new(writer)?,
             rows: RowBuffer::new(),
             partition,
             row_group_bytes: options.row_group_bytes.max(1),
             slice_bytes: (options.page_bytes / 2).clamp(1, SLICE_BYTES_MAX / 2),
             group_bytes: 0,
-            encoded_bytes: 0,
             decoded_bytes: 0,
             row_count: 0,
         })
@@ -220,7 +218,7 @@ impl ParquetEncoder {
             self.write_slice()?;
         }
         if self.group_bytes >= self.row_group_bytes {
-            self.encoded_bytes = self.columns.end_row_group()?;
+            self.columns.end_row_group(self.group_bytes)?;
             self.group_bytes = 0;
         }
         Ok(())
@@ -235,30 +233,33 @@ impl ParquetEncoder {
         self.decoded_bytes
     }
 
-    /// Memory held, about. The same rows always give the same figure, however far the encoding thread has got.
+    /// Memory held, about. The same rows always give the same figure, however far the encoding threads have got.
     pub fn memory_bytes(&self) -> usize {
-        self.rows.bytes() + self.group_bytes + self.encoded_bytes
+        self.rows.bytes() + self.group_bytes + self.columns.memory_bytes()
     }
 
     /// The finished file, standing for the offsets `base` to `last`, inclusive.
     pub fn finish(mut self, topic: &TopicName, base: Offset, last: Offset) -> Result<Bytes, ParquetError> {
         self.write_slice()?;
-        let mut writer = self.columns.finish()?;
+        let mut file = self.columns.finish()?;
         for (key, value) in [
             (TOPIC_KEY, topic.to_string()),
             (PARTITION_KEY, self.partition.to_string()),
             (BASE_OFFSET_KEY, base.to_string()),
             (LAST_OFFSET_KEY, last.to_string()),
         ] {
-            writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+            file.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
-        let mut file = writer.into_inner()?;
+        let mut bytes = file.into_inner()?;
         // It grew by doubling, and stays in memory until it is verified.
-        file.shrink_to_fit();
-        Ok(file.into())
+        bytes.shrink_to_fit();
+        Ok(bytes.into())
     }
 
     fn write_slice(&mut self) -> Result<(), ParquetError> {
+        if self.rows.bytes() == 0 {
+            return Ok(());
+        }
         self.group_bytes += self.rows.bytes();
         self.columns.write(self.rows.take(self.partition)?)
     }

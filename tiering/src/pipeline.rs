@@ -36,6 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::background::{Background, BackgroundError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::metrics::TieringMetrics;
+use crate::parquet::ROW_GROUP_COPIES;
 use crate::store::{ColdStore, StoreError, Work};
 use crate::verify::{self, VerifyError};
 pub use builder::StagedArchive;
@@ -134,9 +135,9 @@ impl Archiver {
         self.merge_budget.clone().try_acquire_many_owned(units(bytes)).ok()
     }
 
-    /// Memory one job may hold: a data file twice, a row group twice, and one decompressed batch.
+    /// Memory one job may hold: a data file twice, the row groups under way, and one decompressed batch.
     pub fn job_bytes(config: &TieringConfig) -> u64 {
-        let row_groups = config.row_group_bytes.as_u64().saturating_mul(2);
+        let row_groups = config.row_group_bytes.as_u64().saturating_mul(ROW_GROUP_COPIES);
         let file = Self::file_bytes_max(config) as u64;
         file.saturating_mul(FILE_COPIES).saturating_add(row_groups).saturating_add(DECOMPRESSED_BATCH_BYTES_MAX as u64)
     }

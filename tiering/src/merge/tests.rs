@@ -303,8 +303,8 @@ fn limits_follow_the_topic() {
     };
     let unlimited = merger.limits(&topic(&[("retention.ms", "-1")]));
     assert_eq!((unlimited.log_bytes_max, unlimited.span_ms_max), (256 << 20, u64::MAX));
-    // A quarter of 64 MiB, less two row groups of 4 KiB, three times.
-    assert_eq!(unlimited.held_bytes_max, ((16 << 20) - (8 << 10)) / 3);
+    // A quarter of 64 MiB, less six row groups of 4 KiB, three times.
+    assert_eq!(unlimited.held_bytes_max, ((16 << 20) - (24 << 10)) / 3);
     let limited = merger.limits(&topic(&[("retention.ms", "8000"), ("retention.bytes", "80000")]));
     assert_eq!((limited.log_bytes_max, limited.span_ms_max), (10_000, 1000));
 }
