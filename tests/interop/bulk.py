@@ -6,7 +6,6 @@ Every message that comes back is compared with the one that was sent.
 
 import argparse
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -116,8 +115,7 @@ class Bulk:
 
         before, started = self.metrics(), time.monotonic()
         path = f"/v1/topics/{TOPIC}/archive?trim=true"
-        with self.broker.request("POST", path, timeout=ARCHIVE_SECONDS) as response:
-            report = json.load(response)
+        report = self.broker.call("POST", path, timeout=ARCHIVE_SECONDS)
         took, archived = time.monotonic() - started, self.metrics()
         gigabytes = self.bytes / 1e9
         say(f"  archived {self.bytes / 1e6:.0f} MB of values in {took:.1f} s: {self.bytes / 1e6 / took:.1f} MB/s")

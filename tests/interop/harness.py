@@ -179,10 +179,10 @@ class Broker(Child):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         return opener.open(request, timeout=timeout)
 
-    def call(self, method, path, body=None):
+    def call(self, method, path, body=None, timeout=STEP_SECONDS):
         """The answer as JSON; refusals raise."""
         try:
-            with self.request(method, path, body) as response:
+            with self.request(method, path, body, timeout) as response:
                 answer = response.read()
         except urllib.error.HTTPError as error:
             raise CheckFailed(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from error
