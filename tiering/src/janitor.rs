@@ -15,8 +15,9 @@
 //!    `orphan_min_age` keeps clear of the uploads of another one.
 //! 2. A manifest of a higher epoch than ours means that we were replaced: nothing of that partition is deleted.
 //! 3. Objects whose names this program would not give are left alone.
-//! 4. Every step is bounded: files dropped by one commit ([`EXPIRED_FILES_PER_COMMIT`](crate::manifest::EXPIRED_FILES_PER_COMMIT)), objects retired at a time
-//!    ([`RETIRED_MAX`](crate::manifest::RETIRED_MAX)), objects deleted in one go ([`DELETES_PER_ROUND`]). What is left is for the next round.
+//! 4. Every step is bounded: files dropped by one commit and objects retired at a time (`EXPIRED_FILES_PER_COMMIT` and
+//!    `RETIRED_MAX` of the manifest), objects deleted in one go ([`DELETES_PER_ROUND`]). What is left is for the next
+//!    round.
 //!
 //! # Crashes
 //!

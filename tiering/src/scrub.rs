@@ -1,12 +1,12 @@
 //! The scrub: reads every archived file again, slowly and for ever, and says what has been damaged since.
 //!
 //! **Order.** A stable walk: partitions by topic id and number, of each the manifest with its parts and then the files
-//! by offset, round and round from a place that is chosen at random when the broker starts. Nothing is remembered over a restart, so nothing has to be written; a
-//! broker that is often restarted in the middle of a pass still comes to every file, for it starts each time somewhere
+//! by offset, round and round from a place that is chosen at random when the broker starts. Nothing is remembered over a
+//! restart, so nothing has to be written; a broker that is often restarted in the middle of a pass still comes to every file, for it starts each time somewhere
 //! else, and a pass goes round to where it began.
 //!
-//! **Rate.** `tiering.scrub_rate` bytes per second, a pass a day at most, one request to the store and one decoding thread at a time, beside
-//! `tiering.memory_max` the memory of one data file.
+//! **Rate.** `tiering.scrub_rate` bytes per second, a pass a day at most, one request to the store and one
+//! decoding thread at a time, beside `tiering.memory_max` the memory of one data file.
 //!
 //! **What is found** is logged once as an error, counted, and remembered until it is found sound or is not named by the
 //! manifest any more. Nothing is repaired, even while the log still has the records: a second copy of the same

@@ -7,7 +7,8 @@
 //! Why that is enough: a suspect was listed before the lock was taken, so it was uploaded by a job that has ended since
 //! (jobs hold the lock from before their first upload to after their last commit), or by another broker. If the job has
 //! committed it, the newest manifest names it. If it has not, nobody will: the next attempt uploads under fresh names.
-//! Uploads of another broker are told by their age.
+//! A merge uploads without the lock; it looks for its objects under it right before it commits, and gives up if they are
+//! gone. Uploads of another broker are told by their age.
 
 use std::collections::HashSet;
 
