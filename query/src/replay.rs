@@ -132,6 +132,17 @@ struct Replay {
     failed: Option<ReplayError>,
 }
 
+/// The partition asked for, or all of them.
+pub(crate) fn chosen(topic: &Topic, partition: Option<PartitionId>) -> Result<&[Arc<Partition>], ReplayError> {
+    let Some(id) = partition else { return Ok(&topic.partitions) };
+    let missing = || ReplayError::NoPartition {
+        topic: topic.name.to_string(),
+        partition: id,
+        last: topic.partitions.len().saturating_sub(1),
+    };
+    topic.partition(id).map(std::slice::from_ref).ok_or_else(missing)
+}
+
 /// Starts a replay of `topic`; the ends of its partitions are fixed now. `manifest_of` gives the archive's state, from
 /// which data files without a message in the time range are left out unread.
 pub fn replay(
@@ -144,14 +155,7 @@ pub fn replay(
     if request.undecodable == Undecodable::Mark && format != Format::Ndjson {
         return Err(ReplayError::CannotMark);
     }
-    let partitions = match request.partition {
-        None => topic.partitions.as_slice(),
-        Some(id) => std::slice::from_ref(topic.partition(id).ok_or_else(|| ReplayError::NoPartition {
-            topic: topic.name.to_string(),
-            partition: id,
-            last: topic.partitions.len().saturating_sub(1),
-        })?),
-    };
+    let partitions = chosen(topic, request.partition)?;
     let mut pending = VecDeque::with_capacity(partitions.len());
     for partition in partitions {
         let range = offset_range(partition, request)?;

@@ -10,8 +10,8 @@
 //! | everything of a deleted topic (`janitor/removal.rs`) | once it is noted as deleted, or marked with a tombstone; the tombstone goes last |
 //!
 //! # Invariants
-//! 1. An orphan is deleted while the partition's commits are locked out, after the newest manifest was loaded from the
-//!    store under that lock, and only if it was listed before: it is then not about to be named by this broker.
+//! 1. An orphan is deleted while the partition's commits are locked out, after the newest manifest was asked for
+//!    in the store under that lock, and only if it was listed before: it is then not about to be named by this broker.
 //!    `orphan_min_age` keeps clear of the uploads of another one.
 //! 2. A manifest of a higher epoch than ours means that we were replaced: nothing of that partition is deleted.
 //! 3. Objects whose names this program would not give are left alone.

@@ -2,8 +2,8 @@
 //!
 //! **Order.** A stable walk: partitions by topic id and number, of each the manifest with its parts and then the files
 //! by offset, round and round from a place that is chosen at random when the broker starts. Nothing is remembered over a
-//! restart, so nothing has to be written; a broker that is often restarted in the middle of a pass still comes to every file, for it starts each time somewhere
-//! else, and a pass goes round to where it began.
+//! restart, so nothing has to be written; a broker that is often restarted in the middle of a pass still comes to every
+//! file, for it starts each time somewhere else, and a pass goes round to where it began.
 //!
 //! **Rate.** `tiering.scrub_rate` bytes per second, a pass a day at most, one request to the store and one
 //! decoding thread at a time, beside `tiering.memory_max` the memory of one data file.

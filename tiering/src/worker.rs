@@ -3,7 +3,8 @@
 //!
 //! # Invariants
 //! 1. One job at a time changes a partition's archive: whoever holds its head lock (background job, `archive_now`,
-//!    janitor, a merge for its commit). Different partitions upload in parallel; within one, files are published in offset order.
+//!    janitor, a merge for its commit). Different partitions upload in parallel; within one, files are published in
+//!    offset order.
 //! 2. At most `tiering.workers` segments are archived at once, background, `archive_now` and steps of merges together.
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.

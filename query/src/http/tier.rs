@@ -15,7 +15,7 @@ use thermocline_tiering::verify::Damage;
 use super::error::ApiError;
 use super::extract::{Params, TopicPath};
 use super::{App, HttpServices};
-use crate::replay::ReplayError;
+use crate::replay;
 
 /// Entries of one list, per partition.
 const LIMIT_DEFAULT: usize = 1000;
@@ -87,15 +87,8 @@ pub(super) async fn tier(
     if params.limit > LIMIT_MAX {
         return Err(ApiError::bad_request(format!("limit {} exceeds {LIMIT_MAX}", params.limit)));
     }
-    let partitions = match params.partition {
-        None => topic.partitions.as_slice(),
-        Some(id) => std::slice::from_ref(topic.partition(id).ok_or_else(|| ReplayError::NoPartition {
-            topic: topic.name.to_string(),
-            partition: id,
-            last: topic.partitions.len().saturating_sub(1),
-        })?),
-    };
-    let partitions = partitions.iter().map(|partition| of_partition(&app.services, partition, &params)).collect();
+    let partitions = replay::chosen(&topic, params.partition)?.iter();
+    let partitions = partitions.map(|partition| of_partition(&app.services, partition, &params)).collect();
     Ok(Json(TierInfo { name: topic.name.clone(), partitions }))
 }
 

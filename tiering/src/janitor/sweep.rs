@@ -10,7 +10,7 @@
 //! A merge uploads without the lock; it looks for its objects under it right before it commits, and gives up if they are
 //! gone. Uploads of another broker are told by their age.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -81,18 +81,30 @@ impl Janitor {
         }
     }
 
-    /// Deletes those suspects that the newest manifest does not name. The caller holds the partition's commits.
-    pub async fn collect(&self, path: &PartitionPath, suspects: Vec<ObjectMeta>) -> Result<(), JanitorError> {
-        let newest = self.manifests.load(path).await?;
+    /// Deletes those suspects that the newest manifest does not name. The caller holds the partition's commits; `head` is
+    /// what it believes to be the newest, and is read again only if it is not: archiving waits meanwhile.
+    pub async fn collect(&self, head: &ManifestHead, suspects: Vec<ObjectMeta>) -> Result<(), JanitorError> {
+        let path = head.manifest().path();
+        let believed = (head.manifest().version, head.manifest().epoch);
+        let loaded;
+        let newest = if self.manifests.newest(&path).await?.unwrap_or_default() == believed {
+            head
+        } else {
+            loaded = self.manifests.load(&path).await?;
+            &loaded
+        };
         if newest.manifest().epoch > self.manifests.epoch() {
             return Ok(());
         }
-        let named: HashSet<ObjectPath> = newest.objects().map(ObjectRef::path).collect();
-        let orphans: Vec<_> = suspects.into_iter().filter(|meta| !named.contains(&meta.location)).collect();
-        let (objects, bytes) = (orphans.len() as u64, orphans.iter().map(|meta| meta.size).sum());
+        let mut orphans: HashMap<&str, &ObjectMeta> =
+            suspects.iter().map(|meta| (meta.location.as_ref(), meta)).collect();
+        for named in newest.objects() {
+            orphans.remove(named.key.as_str());
+        }
+        let (objects, bytes) = (orphans.len() as u64, orphans.values().map(|meta| meta.size).sum());
         if objects > 0 {
             tracing::info!(partition = %path.root(), objects, bytes, "collecting orphans");
-            self.delete_all(orphans.into_iter().map(|meta| meta.location).collect()).await?;
+            self.delete_all(orphans.into_values().map(|meta| meta.location.clone()).collect()).await?;
             self.count(objects, bytes);
         }
         Ok(())

@@ -73,7 +73,8 @@ impl Setup {
             if suspects.is_empty() {
                 break;
             }
-            self.janitor.collect(&path(), suspects).await.unwrap();
+            let head = self.manifests.load(&path()).await.unwrap();
+            self.janitor.collect(&head, suspects).await.unwrap();
         }
         self.janitor.collect_staging(&path(), &mut seen).await.unwrap();
         seen
@@ -283,7 +284,7 @@ async fn what_is_committed_during_a_sweep_is_no_orphan() {
     let (mut seen, mut sweep) = (Seen::default(), setup.janitor.sweep(&path(), &before));
     let suspects = sweep.suspects(&mut seen).await.unwrap();
     assert!(suspects.len() > 3 && seen.old_objects == suspects.len() as u64);
-    setup.janitor.collect(&path(), suspects).await.unwrap();
+    setup.janitor.collect(&before, suspects).await.unwrap();
     setup.check().await;
     assert!(!setup.exists(&orphan).await);
 }

@@ -77,7 +77,11 @@ pub(super) async fn merge_loop(tiering: &Arc<Tiering>) {
 }
 
 /// Partitions that may have something to merge, if nothing waits to be archived; last the one that has changed most.
+/// None once another broker has the store: what is uploaded could not be committed.
 fn due(tiering: &Tiering, busy: &HashMap<task::Id, Arc<PartitionArchive>>) -> Vec<Arc<PartitionArchive>> {
+    if tiering.fenced().is_some() {
+        return Vec::new();
+    }
     let now = Instant::now();
     let busy: HashSet<Key> = busy.values().map(|archive| archive.key()).collect();
     let mut due: Vec<_> = tiering.partitions.read().values().cloned().collect();

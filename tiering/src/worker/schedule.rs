@@ -296,7 +296,7 @@ pub(super) async fn sweep_partition(
             break;
         }
         let (guard, head) = archive.acquire(&tiering.manifests).await.map_err(|source| failed(source.into()))?;
-        tiering.janitor.collect(&archive.path, suspects).await.map_err(failed)?;
+        tiering.janitor.collect(&head, suspects).await.map_err(failed)?;
         archive.release(guard, head);
     }
     tiering.janitor.collect_staging(&archive.path, seen).await.map_err(failed)

@@ -261,3 +261,13 @@ async fn a_file_in_which_the_log_start_lies_is_left_alone() {
     assert!(due(&broker.tiering, &HashMap::new()).is_empty());
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn a_broker_that_was_replaced_merges_nothing() {
+    let broker = Broker::start().await;
+    broker.files_of_one_size(8).await;
+    assert_eq!(due(&broker.tiering, &HashMap::new()).len(), 1);
+    broker.tiering.manifests.fence("topics".to_owned(), 2);
+    assert!(due(&broker.tiering, &HashMap::new()).is_empty());
+    broker.stop().await;
+}
