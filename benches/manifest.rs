@@ -107,6 +107,7 @@ impl Rig {
             digest: AttemptId::fresh().to_string(),
             data: object(ObjectKind::Data),
             split: Some(object(ObjectKind::Split)),
+            indexed: None,
             raw: None,
         }
     }

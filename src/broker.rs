@@ -373,6 +373,7 @@ async fn open_stations(
         tiering: tiering.clone(),
         reader,
         search: search.clone(),
+        groups: groups.clone(),
         clock,
         registry,
         num_partitions: config.broker.num_partitions,

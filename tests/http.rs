@@ -92,7 +92,7 @@ async fn topics_come_and_go() {
     let zeroes = json!({
         "partition": 2, "log_start_offset": 0, "local_start_offset": 0, "high_watermark": 0, "last_stable_offset": 0,
         "archived_through": 0, "indexed_through": 0, "hot_bytes": 0, "cold_bytes": 0, "cold_files": 0, "index_bytes": 0,
-        "raw_batches": 0, "damaged_files": 0,
+        "raw_batches": 0, "damaged_files": 0, "outdated_files": 0,
     });
     assert_eq!(clicks["partitions"][2], zeroes);
     let names = |list: &Value| -> Vec<String> {
@@ -145,7 +145,7 @@ async fn what_is_wrong_is_refused_and_leaves_nothing() {
     running.refused(get.clone(), "/v1/search", "", 400, "bad_request").await;
     running.refused(get.clone(), "/v1/search?q=a&topic=none", "", 404, "unknown_topic").await;
     running.refused(get.clone(), "/v1/search?q=a&limit=1000000", "", 400, "bad_request").await;
-    running.refused(get.clone(), "/v1/search?q=%22open", "", 400, "bad_request").await;
+    running.refused(get.clone(), "/v1/search?q=%22open", "", 400, "bad_query").await;
     running.refused(get, "/v1/search?q=a&cursor=forged", "", 400, "bad_request").await;
     running.refused(post, "/v1/search", "[]", 400, "bad_request").await;
     running.broker.shutdown().await.unwrap();

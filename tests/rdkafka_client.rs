@@ -226,6 +226,41 @@ async fn a_group_goes_on_where_it_committed_after_a_restart() {
     running.broker.shutdown().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_begins_at_a_hit() {
+    let running = Running::start().await;
+    running.create("hits", PARTITIONS).await;
+    let places = produce(&running.producer(&[]), "hits", 120).await;
+    let (hit, number) = places.iter().nth(50).unwrap();
+    let url = format!("http://{}/v1/groups/from-hit/offsets", running.broker.http_addr());
+    let body = serde_json::json!({"topic": "hits", "partition": hit.0, "offset": hit.1});
+    let http = reqwest::Client::builder().timeout(STEP_MAX).no_proxy().build().unwrap();
+    let answer = http.post(&url).json(&body).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+
+    // In its partition from the hit on; in the others from the first message of its time or later.
+    let mut begins = BTreeMap::from([*hit]);
+    for ((partition, offset), n) in &places {
+        if *partition != hit.0 && n >= number {
+            begins.entry(*partition).or_insert(*offset);
+        }
+    }
+    let is_wanted = |(partition, offset): &(i32, i64)| begins.get(partition).is_some_and(|begin| offset >= begin);
+    let wanted: Vec<_> = places.keys().copied().filter(is_wanted).collect();
+    let consumer = running.consumer("from-hit");
+    consumer.subscribe(&["hits"]).unwrap();
+    let mut seen: Vec<_> = receive(&consumer, wanted.len()).await.iter().map(|m| (m.partition(), m.offset())).collect();
+    seen.sort_by_key(|(partition, _)| *partition);
+    assert_eq!(seen, wanted);
+
+    // While it has a member, the group's offsets are its own.
+    let refused = http.post(&url).json(&body).send().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 409);
+    assert!(refused.text().await.unwrap().contains("group_not_empty"));
+    drop(consumer);
+    running.broker.shutdown().await.unwrap();
+}
+
 fn check_keys(messages: &[OwnedMessage], places: &BTreeMap<(i32, i64), usize>) {
     let seen: Vec<_> = messages.iter().map(|message| (message.partition(), message.offset())).collect();
     assert_eq!(seen, places.keys().copied().collect::<Vec<_>>(), "each once, in order");

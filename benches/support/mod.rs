@@ -12,7 +12,7 @@ use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
-use thermocline_config::Config;
+use thermocline_config::{ByteSize, CacheConfig, Config};
 use thermocline_ingest::clock::{Clock, SystemClock};
 use thermocline_ingest::log::{HotLog, Partition};
 use thermocline_ingest::metadata::MetadataStore;
@@ -70,55 +70,93 @@ pub fn corpus_bytes() -> usize {
     megabytes * 1_000_000
 }
 
-impl Corpus {
-    /// About `bytes` of lines of 100 to 250 bytes.
-    pub fn generate(bytes: usize) -> Self {
-        let mut random = StdRng::seed_from_u64(7);
-        let mut corpus = Self { messages: Vec::new(), bytes: 0 };
-        while corpus.bytes < bytes {
-            let number = corpus.messages.len();
-            let line = format!(
-                "2026-10-{:02}T{:02}:{:02}:{:02}.{:03}Z {} {}-{} {} user={} order={:08x} path=/api/v{}/{}/{} latency_ms={} trace={:016x}",
-                number / 86_400 % 28 + 1,
-                number / 3600 % 24,
-                number / 60 % 60,
-                number % 60,
-                random.random_range(0..1000),
-                LEVELS[random.random_range(0..LEVELS.len())],
-                SERVICES[random.random_range(0..SERVICES.len())],
-                random.random_range(0..20),
-                PHRASES[random.random_range(0..PHRASES.len())],
-                random.random_range(0..50_000),
-                random.random::<u32>(),
-                random.random_range(1..4),
-                SERVICES[random.random_range(0..SERVICES.len())],
-                random.random_range(0..100_000),
-                random.random_range(1..3000),
-                random.random::<u64>(),
-            );
-            corpus.bytes += line.len();
-            corpus.messages.push(line.into_bytes());
+/// Lines of 100 to 250 bytes, the same for every run, made as they are asked for.
+pub struct Lines {
+    random: StdRng,
+    number: usize,
+    bytes_left: usize,
+}
+
+impl Lines {
+    /// About `bytes` of them.
+    pub fn of(bytes: usize) -> Self {
+        Self::seeded(7, bytes)
+    }
+
+    /// Others for each seed.
+    pub fn seeded(seed: u64, bytes: usize) -> Self {
+        Self { random: StdRng::seed_from_u64(seed), number: 0, bytes_left: bytes }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        if self.bytes_left == 0 {
+            return None;
         }
-        corpus
+        let (number, random) = (self.number, &mut self.random);
+        let line = format!(
+            "2026-10-{:02}T{:02}:{:02}:{:02}.{:03}Z {} {}-{} {} user={} order={:08x} path=/api/v{}/{}/{} latency_ms={} trace={:016x}",
+            number / 86_400 % 28 + 1,
+            number / 3600 % 24,
+            number / 60 % 60,
+            number % 60,
+            random.random_range(0..1000),
+            LEVELS[random.random_range(0..LEVELS.len())],
+            SERVICES[random.random_range(0..SERVICES.len())],
+            random.random_range(0..20),
+            PHRASES[random.random_range(0..PHRASES.len())],
+            random.random_range(0..50_000),
+            random.random::<u32>(),
+            random.random_range(1..4),
+            SERVICES[random.random_range(0..SERVICES.len())],
+            random.random_range(0..100_000),
+            random.random_range(1..3000),
+            random.random::<u64>(),
+        );
+        self.number += 1;
+        self.bytes_left = self.bytes_left.saturating_sub(line.len());
+        Some(line)
+    }
+}
+
+impl Corpus {
+    /// About `bytes` of lines.
+    pub fn generate(bytes: usize) -> Self {
+        let messages: Vec<Vec<u8>> = Lines::of(bytes).map(String::into_bytes).collect();
+        let bytes = messages.iter().map(Vec::len).sum();
+        Self { messages, bytes }
     }
 
     /// The corpus as record batches, as a producer would send them.
     pub fn batches(&self) -> Vec<bytes::Bytes> {
-        let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
-        let mut batches = Vec::new();
-        let mut delta = 0;
-        for (number, message) in (0i64..).zip(&self.messages) {
-            let timestamp = Timestamp(1_760_000_000_000 + number * 10);
-            encoder.push(Offset(delta), timestamp, None, Some(message), std::iter::empty());
-            delta += 1;
+        batches(self.messages.iter().map(Vec::as_slice)).collect()
+    }
+}
+
+/// The timestamp of a message by its number.
+pub fn timestamp(number: i64) -> Timestamp {
+    Timestamp(1_760_000_000_000 + number * 10)
+}
+
+/// Record batches of [`BATCH_BYTES`] of these values, made as they are asked for.
+pub fn batches<V: AsRef<[u8]>>(values: impl Iterator<Item = V>) -> impl Iterator<Item = bytes::Bytes> {
+    let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+    let mut values = (0i64..).zip(values).fuse();
+    let mut base = 0;
+    std::iter::from_fn(move || {
+        for (number, value) in values.by_ref() {
+            let delta = Offset(number - base);
+            encoder.push(delta, timestamp(number), None, Some(value.as_ref()), std::iter::empty());
             if encoder.len_bytes() >= BATCH_BYTES {
-                batches.extend(encoder.finish());
-                delta = 0;
+                base = number + 1;
+                return encoder.finish();
             }
         }
-        batches.extend(encoder.finish());
-        batches
-    }
+        encoder.finish()
+    })
 }
 
 impl Rig {
@@ -149,17 +187,44 @@ impl Rig {
 
     /// A topic with one partition and the given settings.
     pub fn topic(&self, name: &str, settings: &[(&str, &str)]) -> BenchResult<Arc<Topic>> {
+        self.topic_of(name, 1, settings)
+    }
+
+    pub fn topic_of(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) -> BenchResult<Arc<Topic>> {
         let overrides: BTreeMap<_, _> =
             settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Ok(self.topics.create(&TopicName::new(name)?, 1, overrides)?)
+        Ok(self.topics.create(&TopicName::new(name)?, partitions, overrides)?)
+    }
+
+    /// The same archive for readers that keep nothing of it in memory.
+    pub async fn uncached(&self) -> BenchResult<(Arc<Tiering>, Arc<TieredReader>)> {
+        let nothing = ByteSize::bytes(1);
+        let cache = CacheConfig {
+            batches_max_bytes: nothing,
+            blocks_max_bytes: nothing,
+            splits_max_bytes: nothing,
+            ..self.config.cache.clone()
+        };
+        let tiering = Tiering::open(TieringOptions {
+            config: self.config.tiering.clone(),
+            cache: cache.clone(),
+            store: ColdStore::open(&self.config.store, self.dir.path())?,
+            topics: self.topics.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::new(TieringMetrics::new(&Registry::new())?),
+            produce_latency: self.metrics.produce_latency.clone(),
+            broker_epoch: 1,
+        })
+        .await?;
+        Ok((tiering.clone(), Arc::new(TieredReader::new(tiering, &cache))))
     }
 }
 
 /// Appends the batches and waits until they are durable.
-pub async fn fill(partition: &Partition, batches: &[bytes::Bytes]) -> BenchResult {
+pub async fn fill<B: AsRef<[u8]>>(partition: &Partition, batches: impl IntoIterator<Item = B>) -> BenchResult {
     let mut end = Offset::ZERO;
     for batch in batches {
-        end = partition.append(batch)?.last_offset.next();
+        end = partition.append(batch.as_ref())?.last_offset.next();
     }
     Ok(partition.committed(end).await?)
 }

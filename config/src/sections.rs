@@ -165,6 +165,8 @@ pub struct CacheConfig {
     pub batches_max_bytes: ByteSize,
     /// Blocks of Parquet and split objects.
     pub blocks_max_bytes: ByteSize,
+    /// Archived splits that are open: their footers.
+    pub splits_max_bytes: ByteSize,
     /// Row groups read ahead for a sequential reader.
     pub prefetch_row_groups: usize,
     /// Row groups fetched and decoded at once, over all readers.
@@ -184,11 +186,17 @@ pub struct SearchConfig {
     pub live_chunk_bytes: ByteSize,
     /// Splits searched at once, over all queries.
     pub max_concurrent_splits: usize,
+    /// Bytes of archived splits held for searches under way, over all queries.
+    pub memory_max: ByteSize,
     /// Queries that may run or wait; one more is refused.
     pub max_concurrent_queries: usize,
     /// Most hits one answer may carry.
     pub limit_max: usize,
     pub timeout: HumanDuration,
+    /// Most buckets of the aggregations of one answer.
+    pub aggregation_buckets_max: u32,
+    /// What the aggregations of one request may hold.
+    pub aggregation_memory_max: ByteSize,
 }
 
 impl Default for BrokerConfig {
@@ -301,6 +309,7 @@ impl Default for CacheConfig {
         Self {
             batches_max_bytes: ByteSize::mib(256),
             blocks_max_bytes: ByteSize::mib(256),
+            splits_max_bytes: ByteSize::mib(128),
             prefetch_row_groups: 2,
             max_concurrent_reads: 4,
             read_bytes_per_second: ByteSize::bytes(0),
@@ -315,9 +324,12 @@ impl Default for SearchConfig {
             live_interval: HumanDuration::millis(250),
             live_chunk_bytes: ByteSize::mib(8),
             max_concurrent_splits: 4,
+            memory_max: ByteSize::mib(256),
             max_concurrent_queries: 64,
             limit_max: 10_000,
             timeout: HumanDuration::secs(30),
+            aggregation_buckets_max: 65_536,
+            aggregation_memory_max: ByteSize::mib(64),
         }
     }
 }

@@ -26,6 +26,22 @@ pub enum SearchIndex {
     Json,
 }
 
+/// How a topic's text is cut into words (`search.tokenizer`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SearchTokenizer {
+    Default,
+    Log,
+}
+
+/// What is indexed of each message (`search.fields`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SearchFields {
+    pub value: bool,
+    pub json: bool,
+    pub key: bool,
+    pub headers: bool,
+}
+
 /// Effective configuration of one topic: overrides over the broker's `[log]` defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopicConfig {
@@ -57,6 +73,11 @@ pub struct TopicConfig {
     pub remote_storage_enable: bool,
     pub search_index: SearchIndex,
     pub search_positions: bool,
+    pub search_tokenizer: SearchTokenizer,
+    /// Without `json` where `search_index` is `Text`.
+    pub search_fields: SearchFields,
+    pub search_fast: bool,
+    pub search_reindex: bool,
 }
 
 /// Why a topic cannot have this configuration.
@@ -127,6 +148,13 @@ impl TopicConfig {
                 _ => SearchIndex::Json,
             },
             search_positions: settings.text("search.positions") == "true",
+            search_tokenizer: match settings.text("search.tokenizer").as_str() {
+                "log" => SearchTokenizer::Log,
+                _ => SearchTokenizer::Default,
+            },
+            search_fields: settings.search_fields()?,
+            search_fast: settings.text("search.fast") == "true",
+            search_reindex: settings.text("search.reindex") == "true",
             overrides,
         })
     }
@@ -191,6 +219,23 @@ impl Settings<'_> {
             "segment.bytes" => bytes(log.segment_bytes),
             _ => log.segment_age.as_millis(),
         }
+    }
+
+    /// Leaves of JSON are not indexed where `search.index` is `text`: asking for them then is refused, the default does
+    /// not ask.
+    fn search_fields(&self) -> Result<SearchFields, TopicConfigError> {
+        let fields = self.text("search.fields");
+        let has = |field: &str| members(&fields).any(|member| member == field);
+        let is_text = self.text("search.index") == "text";
+        if is_text && has("json") && self.overrides.contains_key("search.fields") {
+            return Err(TopicConfigError::Value {
+                key: "search.fields",
+                allowed: "json needs search.index=json".to_owned(),
+                value: fields,
+            });
+        }
+        let json = has("json") && !is_text;
+        Ok(SearchFields { value: has("value"), json, key: has("key"), headers: has("headers") })
     }
 
     /// A batch must fit into a segment: an explicit limit beyond that is refused, the default is lowered.
@@ -269,10 +314,17 @@ fn check(key: &'static Key, value: &str) -> Result<(), TopicConfigError> {
         Rule::Flag => refused("it must be true or false".to_owned()),
         Rule::OneOf(values) if values.contains(&value) => Ok(()),
         Rule::OneOf(values) => refused(format!("it must be one of {}", values.join(", "))),
+        Rule::SomeOf(values) if members(value).all(|member| values.contains(&member)) => Ok(()),
+        Rule::SomeOf(values) => refused(format!("it must be some of {}, separated by commas", values.join(", "))),
         Rule::Only { value: only, .. } if normal(key, value) == only => Ok(()),
         Rule::Only { value: "", why } => refused(format!("it must be empty, because {why}")),
         Rule::Only { value: only, why } => refused(format!("it must be {only}, because {why}")),
     }
+}
+
+/// The members of a list. Nothing is one empty member.
+fn members(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim)
 }
 
 fn is_flag(value: &str) -> bool {
@@ -282,6 +334,10 @@ fn is_flag(value: &str) -> bool {
 /// The value as Kafka reports it: without spaces around it, numbers and flags in one spelling.
 fn normal(key: &Key, value: &str) -> String {
     let value = value.trim();
+    if let Rule::SomeOf(values) = key.rule {
+        let named = values.iter().filter(|known| members(value).any(|member| member == **known));
+        return named.copied().collect::<Vec<_>>().join(",");
+    }
     match key.kind {
         Type::Boolean => value.to_ascii_lowercase(),
         Type::Int | Type::Long => value.parse::<i64>().map_or_else(|_| value.to_owned(), |number| number.to_string()),
@@ -332,6 +388,10 @@ mod tests {
                 remote_storage_enable: true,
                 search_index: SearchIndex::Json,
                 search_positions: true,
+                search_tokenizer: SearchTokenizer::Default,
+                search_fields: SearchFields { value: true, json: true, key: true, headers: true },
+                search_fast: true,
+                search_reindex: true,
             }
         );
     }
@@ -363,6 +423,28 @@ mod tests {
         assert_eq!((config.retention_ms, config.retention_bytes), (Some(604_800_000), Some(1_000_000)));
         assert_eq!((config.local_retention_ms, config.local_retention_bytes), (Some(604_800_000), Some(0)));
         assert_eq!(config.search_index, SearchIndex::Off);
+    }
+
+    #[test]
+    fn search_settings_say_what_is_indexed() {
+        let some =
+            config(&[("search.fields", " headers, value"), ("search.tokenizer", "log"), ("search.fast", "false")]);
+        let some = some.unwrap();
+        assert_eq!(some.search_fields, SearchFields { value: true, json: false, key: false, headers: true });
+        assert_eq!((some.search_tokenizer, some.search_fast), (SearchTokenizer::Log, false));
+        let described = some.describe();
+        let row = described.iter().find(|row| row.name == "search.fields").unwrap();
+        assert_eq!((row.value.as_str(), row.config_type), ("value,headers", Type::List as i8));
+
+        let text = config(&[("search.index", "text")]).unwrap();
+        assert_eq!(text.search_fields, SearchFields { value: true, json: false, key: true, headers: true });
+        let contradiction = refusal(&[("search.index", "text"), ("search.fields", "value,json")]);
+        assert!(contradiction.contains("json needs search.index=json"), "{contradiction}");
+        for wrong in ["", "value,", "body", "value json"] {
+            let refused = refusal(&[("search.fields", wrong)]);
+            assert!(refused.contains("some of value, json, key, headers"), "{wrong}: {refused}");
+        }
+        assert!(refusal(&[("search.tokenizer", "lucene")]).contains("one of default, log"));
     }
 
     #[test]

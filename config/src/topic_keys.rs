@@ -8,6 +8,8 @@ pub(crate) const UNLIMITED: i64 = i64::MAX;
 const INT_MAX: i64 = i32::MAX as i64;
 /// Smallest segment a topic may ask for; far below what is sensible, enough for tests that want many segments.
 pub(crate) const SEGMENT_BYTES_MIN: i64 = 1024;
+/// What `search.fields` may name, in the order in which it is reported.
+pub(crate) const SEARCH_FIELDS: [&str; 4] = ["value", "json", "key", "headers"];
 /// `i64::MAX`, as it is written.
 const UNLIMITED_TEXT: &str = "9223372036854775807";
 
@@ -24,6 +26,8 @@ pub(crate) enum Rule {
     /// `true` or `false`.
     Flag,
     OneOf(&'static [&'static str]),
+    /// One or more of these, separated by commas.
+    SomeOf(&'static [&'static str]),
     /// Kafka takes more, this broker only this.
     Only {
         value: &'static str,
@@ -71,7 +75,7 @@ const fn at_least(min: i64) -> Rule {
 }
 
 /// Every key, in name order.
-pub(crate) static KEYS: [Key; 30] = [
+pub(crate) static KEYS: [Key; 34] = [
     only(
         "cleanup.policy",
         Type::List,
@@ -226,6 +230,22 @@ pub(crate) static KEYS: [Key; 30] = [
     ),
     key("retention.ms", Type::Long, at_least(-1), "-1", "How long records are kept, hot and cold; -1 is unlimited."),
     key(
+        "search.fast",
+        Type::Boolean,
+        Rule::Flag,
+        "true",
+        "Also keep keys, headers and the leaves of JSON values in columns, which aggregations, sorting and fast ranges \
+         over them need; it makes the index larger.",
+    ),
+    key(
+        "search.fields",
+        Type::List,
+        Rule::SomeOf(&SEARCH_FIELDS),
+        "value,json,key,headers",
+        "What is indexed of a message: the words of its value, the leaves of a JSON value under their paths, the key, \
+         the headers. What is left out cannot be searched for.",
+    ),
+    key(
         "search.index",
         Type::String,
         Rule::OneOf(&["json", "text", "off"]),
@@ -239,6 +259,23 @@ pub(crate) static KEYS: [Key; 30] = [
         Rule::Flag,
         "true",
         "Index the positions of words, which phrase queries need; it makes the index larger.",
+    ),
+    key(
+        "search.reindex",
+        Type::Boolean,
+        Rule::Flag,
+        "true",
+        "Index archived messages again, in the background, where the other search settings have changed since; false: a \
+         change is for messages to come.",
+    ),
+    key(
+        "search.tokenizer",
+        Type::String,
+        Rule::OneOf(&["default", "log"]),
+        "default",
+        "How text is cut into words: default at everything that is neither letter nor digit; log also keeps paths, \
+         addresses, dotted names, ids and key=value pairs whole. Both find Chinese, Japanese and Korean text by any part \
+         of it.",
     ),
     from_broker(
         "segment.bytes",

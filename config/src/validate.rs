@@ -16,6 +16,7 @@ const SEGMENT_BYTES_MIN: ByteSize = ByteSize::kib(64);
 const INT32_BYTES_MAX: ByteSize = ByteSize::bytes(i32::MAX as u64);
 /// Smallest frame, page or chunk that holds anything useful.
 const BUFFER_BYTES_MIN: ByteSize = ByteSize::kib(1);
+const SEARCH_MEMORY_MIN: ByteSize = ByteSize::mib(1);
 /// Largest memory budget: far above any machine, low enough that sums do not overflow.
 const MEMORY_BYTES_MAX: ByteSize = ByteSize::gib(1 << 20);
 const TICK_MIN: HumanDuration = HumanDuration::millis(1);
@@ -33,6 +34,7 @@ const PREFETCH_MAX: usize = 64;
 const BANDWIDTH_MIN: ByteSize = ByteSize::kib(64);
 const REQUEST_RATE_MAX: u64 = 1_000_000;
 const SEARCH_LIMIT_MAX: usize = 100_000;
+const AGGREGATION_BUCKETS_MAX: u32 = 1_000_000;
 /// An object younger than this may belong to an upload under way.
 const RETIRED_AGE_MIN: HumanDuration = HumanDuration::secs(1);
 const ORPHAN_AGE_MIN: HumanDuration = HumanDuration::secs(60);
@@ -238,6 +240,7 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
 fn check_cache(checks: &mut Checks, cache: &CacheConfig) {
     checks.range("cache.batches_max_bytes", cache.batches_max_bytes, ByteSize::bytes(0), MEMORY_BYTES_MAX);
     checks.range("cache.blocks_max_bytes", cache.blocks_max_bytes, ByteSize::bytes(0), MEMORY_BYTES_MAX);
+    checks.range("cache.splits_max_bytes", cache.splits_max_bytes, ByteSize::bytes(0), MEMORY_BYTES_MAX);
     checks.range("cache.prefetch_row_groups", cache.prefetch_row_groups, 0, PREFETCH_MAX);
     checks.range("cache.max_concurrent_reads", cache.max_concurrent_reads, 1, THREADS_MAX);
     checks.bandwidth("cache.read_bytes_per_second", cache.read_bytes_per_second);
@@ -248,9 +251,12 @@ fn check_search(checks: &mut Checks, search: &SearchConfig) {
     checks.range("search.live_interval", search.live_interval, TICK_MIN, TICK_MAX);
     checks.range("search.live_chunk_bytes", search.live_chunk_bytes, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
     checks.range("search.max_concurrent_splits", search.max_concurrent_splits, 1, THREADS_MAX);
+    checks.range("search.memory_max", search.memory_max, SEARCH_MEMORY_MIN, MEMORY_BYTES_MAX);
     checks.range("search.max_concurrent_queries", search.max_concurrent_queries, 1, COUNT_MAX);
     checks.range("search.limit_max", search.limit_max, 1, SEARCH_LIMIT_MAX);
     checks.range("search.timeout", search.timeout, TICK_MIN, TICK_MAX);
+    checks.range("search.aggregation_buckets_max", search.aggregation_buckets_max, 1, AGGREGATION_BUCKETS_MAX);
+    checks.range("search.aggregation_memory_max", search.aggregation_memory_max, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
 }
 
 #[cfg(test)]

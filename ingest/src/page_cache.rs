@@ -4,9 +4,10 @@
 //! from there; archiving reads whole segments and writes as much again, once, and left to itself would displace what
 //! consumers are about to read. So the archive leaves the page cache as it found it:
 //!
-//! - [`QuietReader`] reads ahead of itself no further than asked, finds out of each piece whether it was in memory
-//!   already (`preadv2` with `RWF_NOWAIT` answers at once or not at all), and drops what it had to fetch. What others
-//!   had brought in stays.
+//! - [`QuietReader`] asks the kernel to keep nothing of what a read brings in (`RWF_DONTCACHE`, Linux 6.14). Older
+//!   kernels and some file systems know no such reads: there it reads ahead of itself no further than asked, finds out
+//!   of each piece whether it was in memory already (`preadv2` with `RWF_NOWAIT` answers at once or not at all), and
+//!   drops what it had to fetch. Either way what others had brought in stays.
 //! - [`forget`] drops what was just written and synced.
 //!
 //! All of it is advice: where the system or the file system knows none of this, reads and writes are plain ones. A
@@ -24,12 +25,19 @@ const PIECE_BYTES: u64 = 128 << 10;
 #[cfg(target_os = "linux")]
 const PAGE_BYTES: u64 = 4 << 10;
 
+/// From `linux/fs.h`.
+#[cfg(target_os = "linux")]
+const RWF_DONTCACHE: u32 = 0x80;
+
 /// A file whose reads leave the page cache as it was.
 pub struct QuietReader {
     file: File,
     /// A page that was fetched for the end of the last read, and may hold the beginning of the next.
     #[cfg(target_os = "linux")]
     last_page: Option<u64>,
+    /// Whether the kernel has not yet said that it cannot.
+    #[cfg(target_os = "linux")]
+    kernel_forgets: bool,
 }
 
 impl QuietReader {
@@ -41,6 +49,8 @@ impl QuietReader {
             file,
             #[cfg(target_os = "linux")]
             last_page: None,
+            #[cfg(target_os = "linux")]
+            kernel_forgets: true,
         }
     }
 
@@ -53,6 +63,14 @@ impl QuietReader {
     /// Fills `buf` from `position` on. Blocking.
     #[cfg(target_os = "linux")]
     pub fn read_exact_at(&mut self, mut buf: &mut [u8], mut position: u64) -> io::Result<()> {
+        while !buf.is_empty() && self.kernel_forgets {
+            let Some(read) = read_uncached(&self.file, buf, position)? else {
+                self.kernel_forgets = false;
+                break;
+            };
+            position += read as u64;
+            buf = buf.get_mut(read..).unwrap_or_default();
+        }
         while !buf.is_empty() {
             let piece_end = (position / PIECE_BYTES + 1) * PIECE_BYTES;
             let len = usize::try_from(piece_end - position).unwrap_or(usize::MAX).min(buf.len());
@@ -109,6 +127,23 @@ pub fn forget(file: &File, len: u64) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, len);
+}
+
+/// Reads some of `buf`, at least a byte, and leaves nothing in memory that was not there. `None` where the system
+/// cannot.
+#[cfg(target_os = "linux")]
+fn read_uncached(file: &File, buf: &mut [u8], position: u64) -> io::Result<Option<usize>> {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    let flags = ReadWriteFlags::from_bits_retain(RWF_DONTCACHE);
+    loop {
+        match preadv2(file, &mut [io::IoSliceMut::new(buf)], position, flags) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => return Ok(Some(read)),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Reads as much of `buf` as is in memory, from its beginning on. `None` where that cannot be told.

@@ -30,6 +30,8 @@ pub const PARTITIONS_MAX: i32 = 10_000;
 pub const TOPICS_MAX: usize = 20_000;
 /// Topic changes a slow subscriber may fall behind by before it must look at the whole catalogue again.
 const CHANGES_BUFFERED_MAX: usize = 1024;
+/// Settings that a topic keeps for life. The cold tier is where its log goes on after a restart.
+const SETTINGS_FOR_LIFE: [&str; 1] = ["remote.storage.enable"];
 
 /// A topic that exists.
 pub struct Topic {
@@ -46,7 +48,7 @@ pub enum TopicChange {
     Deleted(Arc<Topic>),
 }
 
-/// Why a topic could not be created, deleted or loaded.
+/// Why a topic could not be created, changed, deleted or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
     #[error("topic {0} exists already")]
@@ -55,9 +57,11 @@ pub enum TopicError {
     Unknown(String),
     #[error("topic {topic}: {partitions} partitions; 1 to {PARTITIONS_MAX} are allowed")]
     Partitions { topic: TopicName, partitions: i32 },
+    #[error("topic {topic}: {key} is chosen when a topic is made, and cannot be changed")]
+    ForLife { topic: TopicName, key: &'static str },
     #[error("topic {0} would be one more than the {TOPICS_MAX} a broker may have")]
     TooMany(TopicName),
-    #[error("topic {0} is internal and cannot be deleted")]
+    #[error("topic {0} is internal and cannot be changed or deleted")]
     Internal(TopicName),
     #[error("topic {topic}: {source}")]
     Config { topic: TopicName, source: TopicConfigError },
@@ -207,6 +211,43 @@ impl Topics {
         let topic = self.load(&record, config)?;
         self.insert(topic.clone());
         let _ = self.changes.send(TopicChange::Created(topic.clone()));
+        Ok(topic)
+    }
+
+    /// Changes the settings of a topic: `change` is given what is set. On return they are durable and in force, or, if
+    /// it was `only_validate`, could be. Blocking.
+    pub fn alter(
+        &self,
+        name: &str,
+        only_validate: bool,
+        change: impl FnOnce(&mut BTreeMap<String, String>),
+    ) -> Result<Arc<Topic>, TopicError> {
+        let _changing = self.changing.lock();
+        let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
+        if topic.is_internal() {
+            return Err(TopicError::Internal(topic.name.clone()));
+        }
+        let before = topic.config();
+        let mut overrides = before.overrides.clone();
+        change(&mut overrides);
+        let config = Arc::new(self.check_config(&topic.name, overrides.clone())?);
+        for (was, is) in before.describe().into_iter().zip(config.describe()) {
+            if was.value != is.value && SETTINGS_FOR_LIFE.contains(&is.name) {
+                return Err(TopicError::ForLife { topic: topic.name.clone(), key: is.name });
+            }
+        }
+        if only_validate {
+            return Ok(topic);
+        }
+        self.store.put_topic(&TopicRecord {
+            name: topic.name.clone(),
+            id: topic.id,
+            partitions: i32::try_from(topic.partitions.len()).unwrap_or(PARTITIONS_MAX),
+            overrides,
+            deleting: false,
+        })?;
+        topic.partitions.iter().for_each(|partition| partition.set_config(config.clone()));
+        *topic.config.write() = config;
         Ok(topic)
     }
 

@@ -4,9 +4,15 @@
 //! largest timestamp in it. That bounds the sort keys of everything inside, which is all that pruning needs:
 //! - a split outside the time range, or whose visible offsets are empty, is left out;
 //! - a split whose last possible key is at or before the cursor belongs to earlier pages and is left out;
-//! - the rest is ordered by first possible key, so that a search may stop at the first split that cannot improve on
-//!   what it has, knowing that none behind it can.
+//! - the rest is taken by first possible key, so that a search may stop at the first split that cannot improve on what
+//!   it has, knowing that none behind it can.
+//!
+//! The same is known of groups of neighbouring splits, of groups of those, and so on up to a handful for a partition of
+//! a million files. A [`Plan`] takes a group apart only when it comes first: a search that stops early, or looks at an
+//! hour of ten years, sees few files of all there are.
 
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicName};
@@ -49,12 +55,32 @@ pub(crate) struct Planned<S> {
     pub best: Option<SortKey>,
 }
 
-/// What is left to search.
+/// A split, or several of which only what holds for all of them is known.
 #[derive(Clone, Debug)]
-pub(crate) struct Pruned<S> {
-    pub planned: Vec<Planned<S>>,
-    /// Splits that may hold matches, but none after the cursor: they are missing from the total.
-    pub on_earlier_pages: usize,
+pub(crate) enum Node<S, G> {
+    Split(Extent, S),
+    Group(Extent, G),
+}
+
+/// Splits that lie side by side.
+pub(crate) trait Group<S>: Sized {
+    /// What is in it.
+    fn nodes(self) -> Vec<Node<S, Self>>;
+}
+
+/// What there is to search: the splits that can hold hits, first possible key first; by score, where no such key is
+/// known, newest first.
+pub(crate) struct Plan<'a, S, G> {
+    scope: &'a Scope,
+    waiting: BinaryHeap<Reverse<Waiting<S, G>>>,
+    /// Whether splits were left out that may hold matches, but none after the cursor: they are missing from the total.
+    pub leaves_out_earlier_pages: bool,
+}
+
+/// Ordered by its key.
+struct Waiting<S, G> {
+    key: SortKey,
+    node: Node<S, G>,
 }
 
 impl Extent {
@@ -94,24 +120,103 @@ impl Extent {
     }
 }
 
-/// The splits that can hold hits, first possible key first; by score, where no such key is known, newest first.
-pub(crate) fn prune<S>(splits: impl IntoIterator<Item = (Extent, S)>, scope: &Scope) -> Pruned<S> {
-    let mut pruned = Pruned { planned: Vec::new(), on_earlier_pages: 0 };
-    for (extent, source) in splits {
-        if !extent.may_hold_matches(scope) {
-            continue;
-        }
-        if extent.is_on_earlier_pages(scope) {
-            pruned.on_earlier_pages += 1;
-            continue;
-        }
-        pruned.planned.push(Planned { best: extent.best(scope.sort), extent, source });
+impl<'a, S, G: Group<S>> Plan<'a, S, G> {
+    pub fn new(nodes: impl IntoIterator<Item = Node<S, G>>, scope: &'a Scope) -> Self {
+        let mut plan = Self { scope, waiting: BinaryHeap::new(), leaves_out_earlier_pages: false };
+        nodes.into_iter().for_each(|node| plan.add(node));
+        plan
     }
-    match scope.sort {
-        Sort::NewestFirst | Sort::OldestFirst => pruned.planned.sort_by(|a, b| a.best.cmp(&b.best)),
-        Sort::Score => pruned.planned.sort_by_key(|split| Rank::newest(split.extent.max_timestamp)),
+
+    fn add(&mut self, node: Node<S, G>) {
+        let (Node::Split(extent, _) | Node::Group(extent, _)) = &node;
+        if !extent.may_hold_matches(self.scope) {
+            return;
+        }
+        if extent.is_on_earlier_pages(self.scope) {
+            self.leaves_out_earlier_pages = true;
+            return;
+        }
+        let newest = || extent.key(Rank::newest(extent.max_timestamp), extent.visible.start);
+        let key = extent.best(self.scope.sort).unwrap_or_else(newest);
+        self.waiting.push(Reverse(Waiting { key, node }));
     }
-    pruned
+}
+
+impl<S, G: Group<S>> Iterator for Plan<'_, S, G> {
+    type Item = Planned<S>;
+
+    fn next(&mut self) -> Option<Planned<S>> {
+        loop {
+            match self.waiting.pop()?.0.node {
+                Node::Split(extent, source) => {
+                    return Some(Planned { best: extent.best(self.scope.sort), extent, source });
+                }
+                Node::Group(_, group) => group.nodes().into_iter().for_each(|node| self.add(node)),
+            }
+        }
+    }
+}
+
+impl<S, G> PartialEq for Waiting<S, G> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl<S, G> Eq for Waiting<S, G> {}
+
+impl<S, G> PartialOrd for Waiting<S, G> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<S, G> Ord for Waiting<S, G> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key.cmp(&other.key)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::{Extent, Group, Node};
+
+    /// Neighbouring splits, halved again and again.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Halves<S>(pub Vec<(Extent, S)>);
+
+    impl<S: Clone> Halves<S> {
+        /// The splits of one partition as a node.
+        pub fn node(self) -> Option<Node<S, Self>> {
+            let (first, last) = (self.0.first()?.0.clone(), self.0.last()?.0.clone());
+            if self.0.len() == 1 {
+                return self.0.into_iter().next().map(|(extent, split)| Node::Split(extent, split));
+            }
+            let min = self.0.iter().map(|split| split.0.min_timestamp).min()?;
+            let max = self.0.iter().map(|split| split.0.max_timestamp).max()?;
+            let extent = Extent {
+                visible: first.visible.start..last.visible.end,
+                stored: first.stored.start..last.stored.end,
+                min_timestamp: min,
+                max_timestamp: max,
+                ..first
+            };
+            Some(Node::Group(extent, self))
+        }
+    }
+
+    impl<S: Clone> Group<S> for Halves<S> {
+        fn nodes(mut self) -> Vec<Node<S, Self>> {
+            let right = self.0.split_off(self.0.len() / 2);
+            [self, Self(right)].into_iter().filter_map(Self::node).collect()
+        }
+    }
+
+    /// One group for each partition; `splits` are in order.
+    pub(crate) fn grouped<S: Clone>(splits: &[(Extent, S)]) -> Vec<Node<S, Halves<S>>> {
+        let same = |a: &(Extent, S), b: &(Extent, S)| a.0.partition == b.0.partition;
+        splits.chunk_by(same).filter_map(|splits| Halves(splits.to_vec()).node()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +224,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::prune::testing::grouped;
     use crate::search::rank::TopK;
 
     const SORTS: [Sort; 2] = [Sort::NewestFirst, Sort::OldestFirst];
@@ -187,7 +293,7 @@ mod tests {
             let mut found = Vec::new();
             loop {
                 let mut top = TopK::new(limit);
-                for split in prune(splits.iter().cloned(), &scope).planned {
+                for split in Plan::new(grouped(&splits), &scope) {
                     if split.best.as_ref().is_some_and(|best| top.is_certain_before(best)) {
                         break;
                     }
@@ -206,12 +312,24 @@ mod tests {
     #[test]
     fn splits_out_of_sight_are_left_out() {
         let (mut extent, docs) = splits(&[vec![10, 20]], 2).remove(0);
-        let scope = Scope { from: Some(Timestamp(21)), ..Scope::default() };
-        assert!(prune([(extent.clone(), docs.clone())], &scope).planned.is_empty());
-        let scope = Scope { to: Some(Timestamp(10)), ..Scope::default() };
-        assert!(prune([(extent.clone(), docs.clone())], &scope).planned.is_empty());
-        assert_eq!(prune([(extent.clone(), docs.clone())], &Scope::default()).planned.len(), 1);
+        let planned =
+            |extent: &Extent, scope: &Scope| Plan::new(grouped(&[(extent.clone(), docs.clone())]), scope).count();
+        assert_eq!(planned(&extent, &Scope { from: Some(Timestamp(21)), ..Scope::default() }), 0);
+        assert_eq!(planned(&extent, &Scope { to: Some(Timestamp(10)), ..Scope::default() }), 0);
+        assert_eq!(planned(&extent, &Scope::default()), 1);
         extent.visible = Offset(2)..Offset(2);
-        assert!(prune([(extent, docs)], &Scope::default()).planned.is_empty());
+        assert_eq!(planned(&extent, &Scope::default()), 0);
+    }
+
+    #[test]
+    fn groups_are_taken_apart_only_where_it_matters() {
+        let timestamps: Vec<i64> = (0..4096).collect();
+        let splits = splits(&[timestamps], 1);
+        let scope = Scope::default();
+        let mut plan = Plan::new(grouped(&splits), &scope);
+        assert_eq!(plan.next().map(|split| split.extent.stored.start), Some(Offset(4095)));
+        assert!(plan.waiting.len() <= 12, "{}", plan.waiting.len());
+        let scope = Scope { from: Some(Timestamp(1000)), to: Some(Timestamp(1010)), ..Scope::default() };
+        assert_eq!(Plan::new(grouped(&splits), &scope).count(), 10);
     }
 }

@@ -9,7 +9,10 @@
 //! - Memory is bounded: one read of `READ_BYTES` and one output chunk, which grows past `CHUNK_BYTES` by one batch at
 //!   most. The next batch is decoded when the receiver has taken the last chunk.
 
+mod matching;
+mod republish;
 mod rows;
+mod selection;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,8 +27,14 @@ use thermocline_ingest::topics::Topic;
 use thermocline_tiering::manifest::Manifest;
 
 use crate::message::of_record;
+use crate::search::SearchError;
+pub use matching::replay_matching;
+pub use republish::{
+    Partitioning, Position, PositionsError, Progress, Republish, RepublishError, RepublishRequest, Summary,
+};
 use rows::Rows;
 pub use rows::{Format, RowsError, UNDECODABLE_BATCH};
+pub use selection::Filter;
 
 /// Bytes of record batches asked of the reader at once.
 const READ_BYTES: usize = 1 << 20;
@@ -75,6 +84,12 @@ pub enum ReplayError {
         partition.partition
     )]
     Undecodable { partition: TopicPartition, next: Offset, source: BatchError },
+    #[error(
+        "the message at offset {offset} of {partition} cannot be decoded; replay what follows it with from_offset, or all of it with undecodable=skip"
+    )]
+    Undecoded { partition: TopicPartition, offset: Offset },
+    #[error(transparent)]
+    Search(#[from] SearchError),
     #[error("undecodable=mark needs format=ndjson: a line can say what is missing, a row cannot; use undecodable=skip")]
     CannotMark,
     #[error(

@@ -1,5 +1,9 @@
 //! Search over hot log and archive against a naive reference that tokenises every message: hot, archived, trimmed,
-//! half and half, page by page, and while the archive moves on under the searches.
+//! half and half, page by page, and while the archive moves on under the searches; in `language`, the whole of the query
+//! language against the reference of `reference`.
+
+mod language;
+mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,6 +24,7 @@ use thermocline_tiering::metrics::TieringMetrics;
 use thermocline_tiering::reader::TieredReader;
 use thermocline_tiering::store::ColdStore;
 use thermocline_tiering::worker::{Tiering, TieringOptions};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const PARTITIONS: i32 = 3;
@@ -49,8 +54,9 @@ struct Broker {
     search: Arc<Search>,
     messages: Vec<Message>,
     shutdown: CancellationToken,
+    indexing: JoinHandle<()>,
     log: Arc<HotLog>,
-    _folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
 }
 
 impl Broker {
@@ -59,7 +65,10 @@ impl Broker {
     }
 
     async fn start_with(cache: CacheConfig) -> Result<Self, Failure> {
-        let folder = tempfile::tempdir()?;
+        Self::open(Arc::new(tempfile::tempdir()?), cache, 1).await
+    }
+
+    async fn open(folder: Arc<tempfile::TempDir>, cache: CacheConfig, broker_epoch: u64) -> Result<Self, Failure> {
         let registry = prometheus::Registry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let log_config = LogConfig::default();
@@ -68,7 +77,10 @@ impl Broker {
         let store = Arc::new(MetadataStore::open(&folder.path().join("metadata.redb"))?);
         let topics = Arc::new(Topics::open(store, log.clone(), log_config)?);
         let overrides = BTreeMap::from([("search.positions".to_owned(), "true".to_owned())]);
-        let topic = topics.create(&TopicName::new("orders")?, PARTITIONS, overrides)?;
+        let topic = match topics.get("orders") {
+            Some(topic) => topic,
+            None => topics.create(&TopicName::new("orders")?, PARTITIONS, overrides)?,
+        };
         let tiering = Tiering::open(TieringOptions {
             config: TieringConfig::default(),
             cache: cache.clone(),
@@ -77,15 +89,15 @@ impl Broker {
             clock: clock.clone(),
             metrics: Arc::new(TieringMetrics::new(&registry)?),
             produce_latency: Arc::default(),
-            broker_epoch: 1,
+            broker_epoch,
         })
         .await?;
         let reader = Arc::new(TieredReader::new(tiering.clone(), &cache));
         let scratch = folder.path().join("live");
         let search = Search::new(SearchConfig::default(), tiering.clone(), reader.clone(), scratch, clock, &registry)?;
         let shutdown = CancellationToken::new();
-        tokio::spawn(search.clone().run(shutdown.clone()));
-        Ok(Self { topic, tiering, reader, search, messages: Vec::new(), shutdown, log, _folder: folder })
+        let indexing = tokio::spawn(search.clone().run(shutdown.clone()));
+        Ok(Self { topic, tiering, reader, search, messages: Vec::new(), shutdown, indexing, log, folder })
     }
 
     /// Produces `count` messages, round robin over the partitions, and waits until they are acked.
@@ -135,6 +147,21 @@ impl Broker {
             }
         }
         Ok(())
+    }
+
+    /// Changes a setting of the topic.
+    async fn alter(&self, key: &str, value: &str) -> Result<(), Failure> {
+        let (topics, key, value) = (self.tiering.topics().clone(), key.to_owned(), value.to_owned());
+        let set = |overrides: &mut BTreeMap<String, String>| drop(overrides.insert(key, value));
+        tokio::task::spawn_blocking(move || topics.alter("orders", false, set).map(drop)).await??;
+        Ok(())
+    }
+
+    /// Ends when every archived file is indexed as the topic asks for; what was replaced is gone then.
+    fn reindexed(&self) -> tokio::task::JoinHandle<Result<(), Failure>> {
+        let (tiering, topic) = (self.tiering.clone(), self.topic.clone());
+        let is_done = move || topic.partitions.iter().all(|log| tiering.reindexing(log).files == 0);
+        tokio::spawn(delete_what_is_dropped(self.tiering.clone(), self.topic.clone(), is_done))
     }
 
     /// Deletes what lies below `start` in every partition.
@@ -233,6 +260,7 @@ impl Broker {
 
     async fn stop(self) -> Result<(), Failure> {
         self.shutdown.cancel();
+        self.indexing.await?;
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.close()).await??;
         Ok(())
@@ -261,12 +289,14 @@ fn message(partition: i32, offset: i64) -> Message {
 fn request(query: &str, limit: usize) -> SearchRequest {
     SearchRequest {
         query: query.to_owned(),
+        now: Timestamp(DAY),
         topics: Vec::new(),
         from: None,
         to: None,
         limit,
         sort: Sort::NewestFirst,
         cursor: None,
+        ..SearchRequest::default()
     }
 }
 
@@ -377,7 +407,9 @@ async fn every_message_is_found_once_while_files_are_merged() -> Result<(), Fail
         broker.archive(true).await?;
     }
     broker.indexed().await?;
-    let deleter = tokio::spawn(delete_what_is_dropped(broker.tiering.clone(), broker.topic.clone()));
+    let (tiering, topic) = (broker.tiering.clone(), broker.topic.clone());
+    let is_merged = move || topic.partitions.iter().all(|log| tiering.manifest(log).files.len() < 8);
+    let deleter = tokio::spawn(delete_what_is_dropped(broker.tiering.clone(), broker.topic.clone(), is_merged));
     tokio::spawn(broker.tiering.clone().run(broker.shutdown.clone()));
     let searches = async {
         let mut round = 0;
@@ -397,16 +429,63 @@ async fn every_message_is_found_once_while_files_are_merged() -> Result<(), Fail
     broker.stop().await
 }
 
-/// Deletes every object as soon as the manifests do not name it any more, until all partitions have been merged.
-async fn delete_what_is_dropped(tiering: Arc<Tiering>, topic: Arc<Topic>) -> Result<(), Failure> {
+/// Hot and cold, and with its splits deleted as soon as they are replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_is_found_once_while_files_are_indexed_again() -> Result<(), Failure> {
+    let tiny = ByteSize::bytes(1);
+    let cache = CacheConfig { batches_max_bytes: tiny, blocks_max_bytes: tiny, ..CacheConfig::default() };
+    let mut broker = Broker::start_with(cache).await?;
+    for _ in 0..3 {
+        broker.produce(300).await?;
+        broker.archive(true).await?;
+    }
+    broker.produce(60).await?;
+    broker.indexed().await?;
+    tokio::spawn(broker.tiering.clone().run(broker.shutdown.clone()));
+    for (key, value) in [("search.tokenizer", "log"), ("search.fields", "value"), ("search.tokenizer", "default")] {
+        broker.alter(key, value).await?;
+        let deleter = broker.reindexed();
+        let searches = async {
+            let mut round = 0;
+            while !deleter.is_finished() {
+                let word = WORDS[round % WORDS.len()];
+                round += 1;
+                let expected = broker.expected(word, None);
+                let page = broker.page(request(word, 10_000)).await?;
+                assert_eq!((places(&page.hits), page.total), (expected.clone(), expected.len() as u64), "{word}");
+            }
+            Ok::<_, Failure>(())
+        };
+        tokio::time::timeout(PATIENCE, searches).await??;
+        deleter.await??;
+        broker.check(&format!("{key}={value}")).await?;
+    }
+
+    // Nothing is found while nothing is indexed, and the answer says so.
+    broker.alter("search.index", "off").await?;
+    tokio::time::timeout(PATIENCE, broker.reindexed()).await???;
+    let nothing = broker.page(request("lost", 10)).await?;
+    assert_eq!((nothing.total, nothing.stats.files_unindexed), (0, 9));
+    broker.alter("search.index", "json").await?;
+    tokio::time::timeout(PATIENCE, broker.reindexed()).await???;
+    broker.indexed().await?;
+    broker.check("indexed again").await?;
+    broker.stop().await
+}
+
+/// Deletes every object as soon as the manifests do not name it any more, until `is_done`.
+async fn delete_what_is_dropped(
+    tiering: Arc<Tiering>,
+    topic: Arc<Topic>,
+    is_done: impl Fn() -> bool,
+) -> Result<(), Failure> {
     let objects = || -> BTreeSet<String> {
         let manifests: Vec<_> = topic.partitions.iter().map(|log| tiering.manifest(log)).collect();
         let files: Vec<_> = manifests.iter().flat_map(|manifest| &manifest.files).cloned().collect();
         files.iter().flat_map(|file| file.objects()).map(|object| object.key.clone()).collect()
     };
     let mut left = objects();
-    let is_merged = || topic.partitions.iter().all(|log| tiering.manifest(log).files.len() < 8);
-    while !is_merged() {
+    while !is_done() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let named = objects();
         for gone in left.difference(&named) {

@@ -17,7 +17,7 @@ const SHOWN_BODY_LEN_MAX: usize = 300;
 pub const NO_QUERY: &[(&str, String)] = &[];
 
 /// A refusal, as the broker words it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Deserialize)]
 #[error("{message} ({code})")]
 pub struct ServerError {
     pub code: String,
@@ -26,13 +26,7 @@ pub struct ServerError {
 
 #[derive(serde::Deserialize)]
 struct ErrorBody {
-    error: ErrorDetail,
-}
-
-#[derive(serde::Deserialize)]
-struct ErrorDetail {
-    code: String,
-    message: String,
+    error: ServerError,
 }
 
 /// Talks to one broker. Cheap to clone.
@@ -73,6 +67,13 @@ impl Client {
         Ok(())
     }
 
+    /// Changes something; the answer's body is not looked at.
+    pub async fn patch(&self, path: &[&str], body: &impl Serialize) -> anyhow::Result<()> {
+        let response = self.send(self.request(Method::PATCH, path, NO_QUERY).json(body)).await?;
+        response.bytes().await.context("reading the answer")?;
+        Ok(())
+    }
+
     pub async fn delete(&self, path: &[&str]) -> anyhow::Result<()> {
         let response = self.send(self.request(Method::DELETE, path, NO_QUERY)).await?;
         response.bytes().await.context("reading the answer")?;
@@ -81,8 +82,12 @@ impl Client {
 
     /// An answer of one JSON document per line, as it arrives.
     pub async fn stream(&self, path: &[&str], query: &[(&str, String)]) -> anyhow::Result<Lines> {
-        let response = self.send(self.request(Method::GET, path, query)).await?;
-        Ok(Lines { response, buffer: BytesMut::new(), searched: 0, ended: false })
+        Ok(Lines::of(self.send(self.request(Method::GET, path, query)).await?))
+    }
+
+    /// The same, for a question that is asked in a body.
+    pub async fn post_stream(&self, path: &[&str], body: &impl Serialize) -> anyhow::Result<Lines> {
+        Ok(Lines::of(self.send(self.request(Method::POST, path, NO_QUERY).json(body)).await?))
     }
 
     fn request(&self, method: Method, path: &[&str], query: &[(&str, String)]) -> RequestBuilder {
@@ -127,6 +132,10 @@ pub struct Lines {
 }
 
 impl Lines {
+    fn of(response: Response) -> Self {
+        Self { response, buffer: BytesMut::new(), searched: 0, ended: false }
+    }
+
     /// The next line without its end; `None` after the last. A server that cannot go on breaks the stream off, which is
     /// an error here.
     pub async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
@@ -166,7 +175,7 @@ impl Lines {
 
 fn server_error(body: &[u8]) -> Option<ServerError> {
     let body: ErrorBody = serde_json::from_slice(body).ok()?;
-    Some(ServerError { code: body.error.code, message: body.error.message })
+    Some(body.error)
 }
 
 fn shown(body: &[u8]) -> String {

@@ -3,6 +3,8 @@
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use thermocline_ingest::clock::{Clock, SystemClock};
+use thermocline_ingest::model::Timestamp;
 
 use super::BrokerArgs;
 use super::client::Client;
@@ -16,10 +18,10 @@ pub struct ConsumeArgs {
     /// Only this partition
     #[arg(long, value_name = "N")]
     partition: Option<i32>,
-    /// Where to begin: a date (its midnight in UTC), an RFC 3339 time, an offset, or "beginning"
+    /// Where to begin: a date (its midnight in UTC), an RFC 3339 time, a time like now-1h, an offset, or "beginning"
     #[arg(long, value_name = "POSITION", default_value = "beginning")]
     from: Position,
-    /// Where to end, exclusive: a date, an RFC 3339 time or an offset; without it at the newest message of now
+    /// Where to end, exclusive: a time or an offset; without it at the newest message of now
     #[arg(long, value_name = "POSITION")]
     to: Option<Position>,
     /// Most messages
@@ -28,15 +30,21 @@ pub struct ConsumeArgs {
     /// What is printed of a message, one per line
     #[arg(long, value_enum, default_value = "json")]
     format: Format,
+    /// Only messages that match, as `search` finds them
+    #[arg(long, value_name = "Q")]
+    query: Option<String>,
     /// What becomes of messages that cannot be decoded, since their producer compressed or framed them wrongly
-    #[arg(long, value_enum, default_value = "stop")]
-    undecodable: Undecodable,
+    #[arg(long, value_enum, conflicts_with = "query")]
+    undecodable: Option<Undecodable>,
+    /// With --query, what becomes of messages that have no index: end there, or leave them out
+    #[arg(long, value_enum, requires = "query")]
+    unindexed: Option<Unindexed>,
     #[command(flatten)]
     broker: BrokerArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub enum Format {
     /// The whole message
     Json,
     /// The bytes of its value; of a message without one an empty line
@@ -50,6 +58,12 @@ enum Undecodable {
     /// A line that says which offsets are missing, on standard error unless JSON is printed
     Mark,
     /// Leave them out
+    Skip,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Unindexed {
+    Stop,
     Skip,
 }
 
@@ -69,7 +83,17 @@ struct ErrorDetail {
 
 pub async fn run(args: &ConsumeArgs) -> anyhow::Result<()> {
     let client = Client::new(&args.broker.url)?;
-    let mut lines = client.stream(&["v1", "topics", &args.topic, "messages"], &query(args)).await?;
+    print(&client, &args.topic, &query(args, SystemClock.now())?, args.format).await
+}
+
+/// Prints a replay as it arrives.
+pub async fn print(
+    client: &Client,
+    topic: &str,
+    query: &[(&'static str, String)],
+    format: Format,
+) -> anyhow::Result<()> {
+    let mut lines = client.stream(&["v1", "topics", topic, "messages"], query).await?;
     let mut output = Output::new();
     while let Some(line) = lines.next().await? {
         if let Some(error) = error_line(&line) {
@@ -77,13 +101,13 @@ pub async fn run(args: &ConsumeArgs) -> anyhow::Result<()> {
                 output.flush()?;
                 bail!("the replay broke off: {}", error.error.message);
             };
-            if args.format == Format::Value {
+            if format == Format::Value {
                 let reason = error.error.message;
                 tracing::warn!(partition, offset, last_offset = last, reason, "messages that cannot be decoded");
                 continue;
             }
         }
-        match args.format {
+        match format {
             Format::Json => output.line(&line)?,
             Format::Value => {
                 let message: Message = serde_json::from_slice(&line).context("reading a message")?;
@@ -95,32 +119,51 @@ pub async fn run(args: &ConsumeArgs) -> anyhow::Result<()> {
     output.flush()
 }
 
+impl Undecodable {
+    fn parameter(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Mark => "mark",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+impl Unindexed {
+    pub fn parameter(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Skip => "skip",
+        }
+    }
+}
+
 fn error_line(line: &[u8]) -> Option<ErrorLine> {
     // A message begins with its topic.
     if line.starts_with(b"{\"error\":") { serde_json::from_slice(line).ok() } else { None }
 }
 
-fn query(args: &ConsumeArgs) -> Vec<(&'static str, String)> {
-    let position = |position: Position, offset: &'static str, time: &'static str| match position {
-        Position::Beginning => None,
-        Position::Offset(n) => Some((offset, n.to_string())),
-        Position::Time(moment) => Some((time, moment.to_string())),
+/// Both ends are seen from one `now`.
+fn query(args: &ConsumeArgs, now: Timestamp) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let position = |position: &Position, offset: &'static str, time: &'static str| -> anyhow::Result<_> {
+        Ok(match position {
+            Position::Beginning => None,
+            Position::Offset(n) => Some((offset, n.to_string())),
+            Position::Time(when) => Some((time, when.moment(now)?.to_string())),
+        })
     };
-    [
+    let to = args.to.as_ref().map(|to| position(to, "to_offset", "to")).transpose()?.flatten();
+    let parameters = [
         args.partition.map(|partition| ("partition", partition.to_string())),
-        position(args.from, "from_offset", "from"),
-        args.to.and_then(|to| position(to, "to_offset", "to")),
+        position(&args.from, "from_offset", "from")?,
+        to,
         args.limit.map(|limit| ("limit", limit.to_string())),
         Some(("format", "ndjson".to_owned())),
-        match args.undecodable {
-            Undecodable::Stop => None,
-            Undecodable::Mark => Some(("undecodable", "mark".to_owned())),
-            Undecodable::Skip => Some(("undecodable", "skip".to_owned())),
-        },
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+        args.query.clone().map(|query| ("query", query)),
+        args.undecodable.map(|undecodable| ("undecodable", undecodable.parameter().to_owned())),
+        args.unindexed.map(|unindexed| ("unindexed", unindexed.parameter().to_owned())),
+    ];
+    Ok(parameters.into_iter().flatten().collect())
 }
 
 #[cfg(test)]
@@ -137,7 +180,12 @@ mod tests {
     fn queried(line: &str) -> String {
         let words = std::iter::once("consume").chain(line.split(' '));
         let args = Line::try_parse_from(words).unwrap_or_else(|e| panic!("{e}")).args;
-        query(&args).iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+        query(&args, Timestamp(1_432_123_200_000))
+            .unwrap()
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
@@ -153,6 +201,18 @@ mod tests {
             queried("t --from 2015-05-17 --to 2015-05-18T12:00:00+02:00"),
             "from=2015-05-17T00:00:00.000Z to=2015-05-18T10:00:00.000Z format=ndjson"
         );
+        assert_eq!(
+            queried("t --from now-1d --to now"),
+            "from=2015-05-19T12:00:00.000Z to=2015-05-20T12:00:00.000Z format=ndjson"
+        );
+    }
+
+    #[test]
+    fn a_query_filters() {
+        assert_eq!(queried("t --query late --unindexed skip"), "format=ndjson query=late unindexed=skip");
+        for bad in ["consume t --unindexed skip", "consume t --query late --undecodable skip"] {
+            assert!(Line::try_parse_from(bad.split(' ')).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,9 +4,11 @@ mod client;
 mod config;
 mod consume;
 mod demo;
+mod follow;
 mod message;
 pub mod output;
 mod produce;
+mod replay;
 mod search;
 mod serve;
 mod table;
@@ -39,6 +41,8 @@ enum Command {
     Consume(consume::ConsumeArgs),
     /// Find messages by their text, hot and cold
     Search(search::SearchArgs),
+    /// Publish messages of a topic into another one, print or count them, or let a consumer group begin at one
+    Replay(Box<replay::ReplayArgs>),
     /// Look at the cold tier
     #[command(subcommand)]
     Tier(tier::TierCommand),
@@ -64,6 +68,7 @@ impl Cli {
             Command::Produce(args) => produce::run(&args).await,
             Command::Consume(args) => consume::run(&args).await,
             Command::Search(args) => search::run(&args).await,
+            Command::Replay(args) => replay::run(&args).await,
             Command::Tier(command) => tier::run(command).await,
             Command::Config(command) => config::run(command),
         }

@@ -65,7 +65,8 @@ async fn status(topic: Option<String>, json: bool, broker: &BrokerArgs) -> anyho
     for line in status_table(&topics).lines() {
         output.line(line)?;
     }
-    for topic in topics.iter().filter(|topic| topic.partitions.iter().any(PartitionInfo::is_out_of_order)) {
+    let has_more = |p: &PartitionInfo| p.is_out_of_order() || p.outdated_files > 0;
+    for topic in topics.iter().filter(|topic| topic.partitions.iter().any(has_more)) {
         let limit = [("limit", LISTED_MAX.to_string())];
         let tier: TierInfo = client.get(&["v1", "topics", &topic.name, "tier"], &limit).await?;
         for line in tier.lines() {
@@ -98,8 +99,19 @@ struct PartitionTier {
     partition: i32,
     raw_batches: usize,
     damaged_files: usize,
+    #[serde(default)]
+    reindex: ReindexInfo,
     raw: Vec<RawInfo>,
     damaged: Vec<DamagedInfo>,
+}
+
+/// Files that are indexed otherwise than the topic asks for.
+#[derive(Default, Deserialize)]
+struct ReindexInfo {
+    files: usize,
+    log_bytes: u64,
+    failed_files: usize,
+    enabled: bool,
 }
 
 #[derive(Deserialize)]
@@ -133,6 +145,15 @@ impl TierInfo {
             }
             for DamagedObject { key, reason } in p.damaged.iter().flat_map(|file| &file.objects) {
                 lines.push(format!("damaged: {key}: {reason}"));
+            }
+            let ReindexInfo { files, log_bytes, failed_files, enabled } = p.reindex;
+            if files > 0 {
+                let what = match (enabled, failed_files) {
+                    (false, _) => "stay as they are indexed (search.reindex=false)".to_owned(),
+                    (true, 0) => "to index again".to_owned(),
+                    (true, failed) => format!("to index again, {failed} of them cannot be (see the broker's log)"),
+                };
+                lines.push(format!("index: {partition}: {files} files, {} of log, {what}", table::bytes(log_bytes)));
             }
             if p.damaged_files > p.damaged.len() {
                 lines.push(format!("damaged: {partition}: {} more files", p.damaged_files - p.damaged.len()));
@@ -208,6 +229,12 @@ mod tests {
         let tier = r#"{"name":"orders","partitions":[{"partition":0,"raw_batches":22,"damaged_files":1,
             "raw":[{"base_offset":4,"last_offset":5,"size_bytes":70,"reason":"not zstd"}],
             "damaged":[{"base_offset":0,"last_offset":9,"found_at_ms":1,"objects":[{"key":"a/b","reason":"gone"}]}]}]}"#;
+        let reindexing = tier
+            .replace(r#""raw":["#, r#""reindex":{"files":3,"log_bytes":2048,"failed_files":1,"enabled":true},"raw":["#);
+        let reindexing: TierInfo = serde_json::from_str(&reindexing).unwrap();
+        let line =
+            "index: orders-0: 3 files, 2.00 KiB of log, to index again, 1 of them cannot be (see the broker's log)";
+        assert!(reindexing.lines().iter().any(|found| found == line), "{:?}", reindexing.lines());
         let tier: TierInfo = serde_json::from_str(tier).unwrap();
         let lines = ["raw: orders-0 offsets 4 to 5: not zstd", "raw: orders-0: 21 more", "damaged: a/b: gone"];
         assert_eq!(tier.lines(), lines);

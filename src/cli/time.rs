@@ -3,23 +3,30 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, NaiveDate, NaiveTime, SecondsFormat, Utc};
+use anyhow::Context;
+use chrono::{DateTime, SecondsFormat, Utc};
+use thermocline_ingest::model::Timestamp;
+use thermocline_query::time::{Rounding, TimeError, TimeExpr};
 
-/// A point in time: RFC 3339, or a date, which means its midnight in UTC.
+/// A point in time within the years that a calendar has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(DateTime<Utc>);
 
+/// A point in time as queries have it: RFC 3339, a date (its midnight in UTC), milliseconds, or relative like `now-15m`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct When(TimeExpr);
+
 /// Where a replay begins or ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Position {
     Beginning,
     Offset(i64),
-    Time(Moment),
+    Time(When),
 }
 
 /// Text that is neither.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write {0} like 2015-05-17 or 2015-05-17T10:05:00Z")]
+#[error("write {0} like 2015-05-17, 2015-05-17T10:05:00Z or now-15m")]
 pub struct ParseTimeError(&'static str);
 
 impl Moment {
@@ -29,15 +36,19 @@ impl Moment {
     }
 }
 
-impl FromStr for Moment {
-    type Err = ParseTimeError;
+impl When {
+    /// The moment meant by a command that began at `now`.
+    pub fn moment(&self, now: Timestamp) -> anyhow::Result<Moment> {
+        let time = self.0.at(now, Rounding::Down)?;
+        Moment::from_millis(time.0).context("a time is beyond the years that a calendar has")
+    }
+}
+
+impl FromStr for When {
+    type Err = TimeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(date) = NaiveDate::parse_from_str(text, "%Y-%m-%d") {
-            return Ok(Self(date.and_time(NaiveTime::MIN).and_utc()));
-        }
-        let time = DateTime::parse_from_rfc3339(text).map_err(|_| ParseTimeError("a date or time"))?;
-        Ok(Self(time.to_utc()))
+        TimeExpr::parse(text).map(Self)
     }
 }
 
@@ -58,6 +69,8 @@ impl FromStr for Position {
                 .parse()
                 .map(Self::Offset)
                 .map_err(|_| ParseTimeError("an offset up to 9223372036854775807, or a time")),
+            // Negative offsets are no times either.
+            _ if text.parse::<i64>().is_ok() => Err(ParseTimeError("an offset from 0, or a time")),
             _ => {
                 text.parse().map(Self::Time).map_err(|_| ParseTimeError("an offset, \"beginning\", or a date or time"))
             }
@@ -69,17 +82,26 @@ impl FromStr for Position {
 mod tests {
     use super::*;
 
-    fn moment(text: &str) -> String {
-        text.parse::<Moment>().map_or_else(|e| e.to_string(), |moment| moment.to_string())
+    /// 2015-05-20T12:00:00Z
+    const NOW: Timestamp = Timestamp(1_432_123_200_000);
+
+    fn moment(text: &str) -> anyhow::Result<String> {
+        Ok(text.parse::<When>()?.moment(NOW)?.to_string())
     }
 
     #[test]
     fn dates_and_times_are_read() {
-        assert_eq!(moment("2015-05-17"), "2015-05-17T00:00:00.000Z");
-        assert_eq!(moment("2015-05-17T10:05:00Z"), "2015-05-17T10:05:00.000Z");
-        assert_eq!(moment("2015-05-17T10:05:00.25+02:00"), "2015-05-17T08:05:00.250Z");
+        for (text, expected) in [
+            ("2015-05-17", "2015-05-17T00:00:00.000Z"),
+            ("2015-05-17T10:05:00Z", "2015-05-17T10:05:00.000Z"),
+            ("2015-05-17T10:05:00.25+02:00", "2015-05-17T08:05:00.250Z"),
+            ("now-15m", "2015-05-20T11:45:00.000Z"),
+            ("now/d", "2015-05-20T00:00:00.000Z"),
+        ] {
+            assert_eq!(moment(text).unwrap(), expected, "{text}");
+        }
         for bad in ["", "yesterday", "2015-13-01", "2015-05-17T10:05:00", "17.5.2015"] {
-            assert_eq!(moment(bad), "write a date or time like 2015-05-17 or 2015-05-17T10:05:00Z", "{bad}");
+            assert!(moment(bad).unwrap_err().to_string().contains("is not a time"), "{bad}");
         }
     }
 
@@ -88,7 +110,9 @@ mod tests {
         assert_eq!("beginning".parse(), Ok(Position::Beginning));
         assert_eq!("0".parse(), Ok(Position::Offset(0)));
         assert_eq!("2015".parse(), Ok(Position::Offset(2015)));
-        assert_eq!("2015-05-17".parse::<Position>(), "2015-05-17".parse().map(Position::Time));
+        for time in ["2015-05-17", "now-1h"] {
+            assert_eq!(time.parse::<Position>(), Ok(Position::Time(time.parse().unwrap())));
+        }
         for bad in ["", "-1", "end", "99999999999999999999"] {
             assert!(bad.parse::<Position>().is_err(), "{bad}");
         }

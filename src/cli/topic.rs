@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::bail;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -42,6 +43,21 @@ pub enum TopicCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Change settings of a topic
+    ///
+    /// Search settings also change what is archived: it is indexed again in the background (`tier status` shows how far
+    /// that is), unless search.reindex=false.
+    Alter {
+        name: String,
+        /// A setting under Kafka's name, like retention.ms=604800000; may be given several times
+        #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+        config: Vec<(String, String)>,
+        /// A setting that goes back to its default; may be given several times
+        #[arg(long, value_name = "KEY")]
+        reset: Vec<String>,
+        #[command(flatten)]
+        broker: BrokerArgs,
+    },
     /// Delete a topic with all its messages, hot and cold
     Delete {
         name: String,
@@ -76,6 +92,8 @@ pub struct PartitionInfo {
     pub raw_batches: u64,
     #[serde(default)]
     pub damaged_files: u64,
+    #[serde(default)]
+    pub outdated_files: u64,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +107,11 @@ struct NewTopic<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     partitions: Option<i32>,
     configs: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct ChangedTopic {
+    configs: BTreeMap<String, Option<String>>,
 }
 
 pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
@@ -115,6 +138,16 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
             } else {
                 describe(&TopicInfo::deserialize(topic)?, &mut output)?;
             }
+        }
+        TopicCommand::Alter { name, config, reset, broker } => {
+            if config.is_empty() && reset.is_empty() {
+                bail!("nothing to change; give --config KEY=VALUE or --reset KEY");
+            }
+            let set = config.into_iter().map(|(key, value)| (key, Some(value)));
+            let configs = reset.into_iter().map(|key| (key, None)).chain(set).collect();
+            let path = ["v1", "topics", &name];
+            Client::new(&broker.url)?.patch(&path, &ChangedTopic { configs }).await?;
+            output.line(format!("changed {name}"))?;
         }
         TopicCommand::Delete { name, broker } => {
             Client::new(&broker.url)?.delete(&["v1", "topics", &name]).await?;

@@ -12,6 +12,7 @@ import argparse
 import collections
 import datetime
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -46,6 +47,8 @@ ACCESS_LOG = "apache_access.log"
 OPERATORS = {"and", "or", "not", "in", "to"}
 # Longest word that is searched for; the index leaves out overlong ones.
 WORD_LEN_MAX = 32
+# JSON paths of each kind that are asked for.
+JSON_PATHS_MAX = 10
 ABSENT_WORD = "thermoclineneverwrotethis"
 
 
@@ -74,10 +77,49 @@ def tokens(line):
     return ["".join(run).lower() for alphanumeric, run in runs if alphanumeric]
 
 
+def leaves(value, path=""):
+    """(path, leaf) of every leaf of a JSON value that is indexed: numbers, truth values, texts."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from leaves(member, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item, path)
+    elif value is not None:
+        yield path, value
+
+
+def kind_of(leaf):
+    return "truth" if isinstance(leaf, bool) else "text" if isinstance(leaf, str) else "number"
+
+
+def has_phrase(words, phrase, slop=0):
+    """Whether the words stand in a row, or two of them so near to that."""
+    if slop:
+        first, second = phrase
+        places = [[at for at, word in enumerate(words) if word == wanted] for wanted in (first, second)]
+        return any(abs(b - (a + 1)) <= slop for a in places[0] for b in places[1])
+    return any(words[i : i + len(phrase)] == phrase for i in range(len(words)))
+
+
+def spread(items, count):
+    """At most `count` of the items, evenly."""
+    step = max(1, -(-len(items) // count))
+    return items[::step]
+
+
 class Checks:
     def __init__(self, broker, files, manifests):
         self.broker, self.files, self.manifests = broker, files, manifests
         self.tokens = {topic: [tokens(line) for line in lines] for topic, lines in files.items()}
+        # {topic: per line {path: leaves}}
+        self.leaves = {}
+        for topic, lines in files.items():
+            if topic.endswith(".jsonl"):
+                self.leaves[topic] = [collections.defaultdict(list) for _ in lines]
+                for line, found in zip(lines, self.leaves[topic]):
+                    for path, leaf in leaves(json.loads(line)):
+                        found[path].append(leaf)
         # {topic: {(partition, offset): line number}}, as the first full read found it
         self.places = {}
 
@@ -204,7 +246,15 @@ class Checks:
     # -- searching
 
     def queries(self, topic):
-        """(query, test of a line's tokens): words of every frequency, numbers, two words, a phrase."""
+        """(query, test of a line's number)."""
+        words = self.tokens[topic]
+        for query, matches in self.word_queries(topic):
+            yield query, lambda number, matches=matches: matches(words[number])
+        if topic in self.leaves:
+            yield from self.json_queries(topic)
+
+    def word_queries(self, topic):
+        """(query, test of a line's words): words of every frequency, numbers, two words, phrases, beginnings, ranges."""
         frequency = collections.Counter(itertools.chain.from_iterable(map(set, self.tokens[topic])))
         ranked = sorted(frequency, key=lambda word: (-frequency[word], word))
         ranked = [word for word in ranked if word.isascii() and len(word) <= WORD_LEN_MAX]
@@ -221,14 +271,65 @@ class Checks:
         first, second = line[0], next(word for word in line[1:] if word != line[0])
         yield f"value:{first} AND value:{second}", lambda line: first in line and second in line
         pair = line[1:3]
-        yield f'value:"{" ".join(pair)}"', lambda line: any(line[i : i + 2] == pair for i in range(len(line)))
+        yield f'value:"{" ".join(pair)}"', lambda line: has_phrase(line, pair)
+        far = [line[0], line[2]]
+        yield f'value:"{" ".join(far)}"~1', lambda line: has_phrase(line, far, slop=1)
+        triple = line[:3]
+        yield f'value:"{" ".join(triple)}"', lambda line: has_phrase(line, triple)
+        for word in [words[0], words[middle]]:
+            start = word[: (len(word) + 1) // 2]
+            yield f"value:{start}*", lambda line, start=start: any(word.startswith(start) for word in line)
+        low, high = sorted([words[middle], words[-1]])
+        yield f"value:[{low} TO {high}}}", lambda line: any(low <= word < high for word in line)
+        yield f"value:>{high} AND NOT value:{words[0]}", lambda line: words[0] not in line and any(w > high for w in line)
+
+    def json_queries(self, topic):
+        """(query, test of a line's number) over paths of every kind: equality, ranges, words, phrases, existence."""
+        lines = self.leaves[topic]
+        distinct = collections.defaultdict(lambda: collections.defaultdict(set))
+        for found in lines:
+            for path, values in found.items():
+                for value in values:
+                    distinct[kind_of(value)][path].add(value)
+
+        def some(path, kind, test):
+            return lambda number: any(kind_of(leaf) == kind and test(leaf) for leaf in lines[number][path])
+
+        numbers = sorted(path for path, values in distinct["number"].items() if len(values) > 3)
+        for path in spread(numbers, JSON_PATHS_MAX):
+            values = sorted(distinct["number"][path])
+            low, mid, high = (values[len(values) * quarter // 4] for quarter in (1, 2, 3))
+            yield f"json.{path}:{mid}", some(path, "number", lambda n, mid=mid: n == mid)
+            yield f"json.{path}:>={mid}", some(path, "number", lambda n, mid=mid: n >= mid)
+            yield f"json.{path}:<{mid + 0.5}", some(path, "number", lambda n, mid=mid: n < mid + 0.5)
+            between = some(path, "number", lambda n, low=low, high=high: low <= n < high)
+            yield f"json.{path}:[{low} TO {high}}}", between
+            exists = lambda number, path=path: bool(lines[number][path])
+            yield f"json.{path}:* AND NOT json.{path}:[{low} TO {high}}}", (
+                lambda number, exists=exists, between=between: exists(number) and not between(number)
+            )
+        for path in spread(sorted(distinct["truth"]), JSON_PATHS_MAX):
+            for truth in [True, False]:
+                yield f"json.{path}:{str(truth).lower()}", some(path, "truth", lambda leaf, truth=truth: leaf == truth)
+        for path in spread(sorted(distinct["text"]), JSON_PATHS_MAX):
+            words = tokens(sorted(distinct["text"][path])[0].encode())
+            yield f"json.{path}:*", some(path, "text", lambda text: tokens(text.encode()))
+            if not words:
+                continue
+            has = lambda text, test: any(test(word) for word in tokens(text.encode()))
+            yield f'json.{path}:"{" ".join(words)}"', some(
+                path, "text", lambda text, words=words: has_phrase(tokens(text.encode()), words)
+            )
+            start = words[0][:2]
+            yield f"json.{path}:{start}*", some(path, "text", lambda text, start=start: has(text, lambda w: w.startswith(start)))
+            yield f'json.{path}:>"{start}"', some(path, "text", lambda text, start=start: has(text, lambda w: w > start))
 
     def check_search(self, topic, count, when):
         """Against the first `count` lines. Returns how many queries there were."""
         self.broker.wait_indexed(topic)
         queries = 0
         for query, matches in self.queries(topic):
-            wanted = sorted(number for number in range(count) if matches(self.tokens[topic][number]))
+            wanted = sorted(number for number in range(count) if matches(number))
             hits = self.broker.search(topic, query)
             found = sorted(int(hit["key"]) for hit in hits.values())
             check_equal(found, wanted, f"{when}: lines of {topic} that {query!r} finds")

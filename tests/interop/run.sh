@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Interop checks against programs this project did not write: kcat, confluent-kafka (librdkafka),
-# kafka-python, pyarrow, duckdb.
+# kafka-python, pyarrow, duckdb, the Elasticsearch client.
 #
 #   tests/interop/run.sh BROKER S3_SERVER [KILL9_ROUNDS]
 #
@@ -51,6 +51,8 @@ echo "== real files, cold tier on S3"
 "$python" "$here/real_files.py" --broker "$broker" --s3-server "$s3_server"
 echo "== kafka-python"
 "$python" "$here/kafka_python.py" --broker "$broker"
+echo "== elasticsearch"
+"$python" "$here/elastic.py" --broker "$broker"
 echo "== kill -9"
 "$python" "$here/kill9.py" --broker "$broker" --rounds "$rounds"
 echo "== bulk"

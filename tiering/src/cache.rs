@@ -1,5 +1,5 @@
-//! What reading the cold tier keeps in memory: blocks of immutable objects, and re-encoded batches ready to send.
-//! moka, weighed by bytes, single-flight.
+//! What reading the cold tier keeps in memory: blocks of immutable objects, opened splits, and re-encoded batches ready
+//! to send. moka, weighed by bytes, single-flight.
 //!
 //! Invariants:
 //! - An object never changes under its key, so an entry is never stale.
@@ -21,15 +21,15 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{BoxFuture, FutureExt, Shared, try_join_all};
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
+use moka::sync::Cache as SyncCache;
 use object_store::path::Path as ObjectPath;
 use parking_lot::Mutex;
-use tantivy::HasLen;
-use tantivy::directory::{FileHandle, OwnedBytes};
 use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::encode::EncodedRowGroup;
 use crate::manifest::ObjectRef;
+use crate::split::{SplitError, SplitReader};
 use crate::store::{ColdStore, StoreError};
 
 /// Bytes of one cached block. Small enough that reading one message from the pages of six columns costs kilobytes;
@@ -49,6 +49,46 @@ pub struct ObjectId(u128);
 impl ObjectId {
     pub fn of(object: &ObjectRef) -> Self {
         Self(xxh3_128(object.key.as_bytes()))
+    }
+}
+
+/// What a reader made the cache download. Downloads that it only waited for are counted by who began them.
+#[derive(Debug, Default)]
+pub struct ReadCounts {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+tokio::task_local! {
+    /// Of the reader that this task works for.
+    static COUNTS: Arc<ReadCounts>;
+}
+
+impl ReadCounts {
+    /// Runs `reads`; what they download on this task is counted here.
+    pub async fn count<F: Future>(self: &Arc<Self>, reads: F) -> F::Output {
+        COUNTS.scope(self.clone(), reads).await
+    }
+
+    /// `reads`, to be run on another task or thread, counted where those of this task are.
+    pub async fn carry<F: Future>(counts: Option<Arc<Self>>, reads: F) -> F::Output {
+        match counts {
+            Some(counts) => COUNTS.scope(counts, reads).await,
+            None => reads.await,
+        }
+    }
+
+    /// Those of this task, for [`Self::carry`].
+    pub fn current() -> Option<Arc<Self>> {
+        COUNTS.try_with(Arc::clone).ok()
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -84,26 +124,25 @@ pub struct BlockCache {
 struct Blocks {
     source: Arc<dyn RangeSource>,
     runtime: Handle,
-    blocks: Cache<BlockKey, Bytes>,
+    /// Of the kind that never makes a reader wait: searches look blocks up where they must not.
+    blocks: SyncCache<BlockKey, Bytes>,
     /// Blocks being downloaded; each entry is removed by the download that made it.
     in_flight: Mutex<HashMap<BlockKey, Flight>>,
-    bytes_fetched: AtomicU64,
 }
 
 impl BlockCache {
-    /// `runtime`: where downloads run and where [`Self::file_handle`] waits for them.
+    /// `runtime`: where downloads run.
     pub fn new(store: ColdStore, max_bytes: u64, runtime: Handle) -> Self {
         Self::over(Arc::new(store), max_bytes, runtime)
     }
 
     pub(crate) fn over(source: Arc<dyn RangeSource>, max_bytes: u64, runtime: Handle) -> Self {
-        let blocks = Cache::builder()
+        let blocks = SyncCache::builder()
             .max_capacity(max_bytes)
             .weigher(|_, block: &Bytes| weight(block.len()))
             .eviction_policy(EvictionPolicy::tiny_lfu())
             .build();
-        let (in_flight, bytes_fetched) = (Mutex::default(), AtomicU64::new(0));
-        Self { inner: Arc::new(Blocks { source, runtime, blocks, in_flight, bytes_fetched }) }
+        Self { inner: Arc::new(Blocks { source, runtime, blocks, in_flight: Mutex::default() }) }
     }
 
     /// Bytes `range` of `object`, from memory as far as they are there. The range is cut at the end of the object.
@@ -116,7 +155,7 @@ impl BlockCache {
         let (first, last) = (range.start / BLOCK_BYTES, (range.end - 1) / BLOCK_BYTES);
         let mut found = Vec::with_capacity((last - first + 1) as usize);
         for block in first..=last {
-            found.push(self.inner.blocks.get(&(id, block)).await);
+            found.push(self.inner.blocks.get(&(id, block)));
         }
         let missing = runs(&found, first);
         let fetched = try_join_all(missing.into_iter().map(|run| self.load_run(object, id, run))).await?;
@@ -151,18 +190,19 @@ impl BlockCache {
 
     /// Bytes `range` of `object` straight from the store, neither looked up nor kept: for scans.
     pub async fn fetch(&self, object: &ObjectRef, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.inner.get(&object.key, range).await
+        self.inner.get(&object.key, range, ReadCounts::current().as_deref()).await
     }
 
-    /// Blocking view for Tantivy: reads through this cache on its runtime. Must be used on blocking threads
-    /// (`spawn_blocking`) only: on a worker thread of the runtime it panics, as waiting there could stop the runtime.
-    pub fn file_handle(&self, object: &ObjectRef) -> Arc<dyn FileHandle> {
-        Arc::new(CachedObject { cache: self.clone(), object: object.clone() })
-    }
-
-    /// Bytes downloaded so far.
-    pub fn bytes_fetched(&self) -> u64 {
-        self.inner.bytes_fetched.load(Ordering::Relaxed)
+    /// Bytes `range` of `object` if all of them are in memory. Never waits.
+    pub(crate) fn cached(&self, object: &ObjectRef, range: Range<u64>) -> Option<Bytes> {
+        if range.is_empty() {
+            return Some(Bytes::new());
+        }
+        let blocks = range.start / BLOCK_BYTES..(range.end - 1) / BLOCK_BYTES + 1;
+        let run = self.inner.cached_run(ObjectId::of(object), blocks)?;
+        let found = run.blocks.into_iter().map(Some).collect();
+        let len = range.end - range.start;
+        Some(assemble(found, run.first, range)).filter(|bytes| bytes.len() as u64 == len)
     }
 
     /// Blocks of `run`, all missing a moment ago: joins downloads under way and starts one for each gap between them.
@@ -178,7 +218,11 @@ impl BlockCache {
             let fetched = match flight.await {
                 Some(fetched) => fetched,
                 // The shared download failed and reported to nobody in particular: ask ourselves, for the error.
-                None => Arc::new(self.inner.fetch_run(&object.key, object.size_bytes, blocks.clone()).await?),
+                None => {
+                    let counts = ReadCounts::current();
+                    let run = self.inner.fetch_run(&object.key, object.size_bytes, blocks.clone(), counts.as_deref());
+                    Arc::new(run.await?)
+                }
             };
             for block in blocks {
                 if let Some(bytes) = fetched.blocks.get((block - fetched.first) as usize) {
@@ -214,15 +258,16 @@ impl BlockCache {
     /// A download of `blocks` that runs on its own and outlives its readers.
     fn start(&self, object: &ObjectRef, id: ObjectId, blocks: Range<u64>) -> Flight {
         let (inner, key, size) = (self.inner.clone(), object.key.clone(), object.size_bytes);
+        let counts = ReadCounts::current();
         let task = self.inner.runtime.spawn(async move {
             let landing = Landing { inner: &inner, id, blocks: blocks.clone() };
             // A download that ended between our lookup and now has left its blocks in the cache.
-            let fetched = match inner.cached_run(id, blocks.clone()).await {
+            let fetched = match inner.cached_run(id, blocks.clone()) {
                 Some(cached) => Some(cached),
-                None => match inner.fetch_run(&key, size, blocks).await {
+                None => match inner.fetch_run(&key, size, blocks, counts.as_deref()).await {
                     Ok(run) => {
                         for (block, bytes) in (run.first..).zip(&run.blocks) {
-                            inner.blocks.insert((id, block), bytes.clone()).await;
+                            inner.blocks.insert((id, block), bytes.clone());
                         }
                         Some(run)
                     }
@@ -253,15 +298,26 @@ impl Drop for Landing<'_> {
 }
 
 impl Blocks {
-    async fn get(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+    async fn get(&self, key: &str, range: Range<u64>, counts: Option<&ReadCounts>) -> Result<Bytes, StoreError> {
+        if let Some(counts) = counts {
+            counts.requests.fetch_add(1, Ordering::Relaxed);
+        }
         let bytes = self.source.get_range(&ObjectPath::from(key), range).await?;
-        self.bytes_fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if let Some(counts) = counts {
+            counts.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
         Ok(bytes)
     }
 
-    async fn fetch_run(&self, key: &str, size: u64, blocks: Range<u64>) -> Result<FetchedRun, StoreError> {
+    async fn fetch_run(
+        &self,
+        key: &str,
+        size: u64,
+        blocks: Range<u64>,
+        counts: Option<&ReadCounts>,
+    ) -> Result<FetchedRun, StoreError> {
         let range = blocks.start * BLOCK_BYTES..(blocks.end * BLOCK_BYTES).min(size);
-        let bytes = self.get(key, range).await?;
+        let bytes = self.get(key, range, counts).await?;
         let first = blocks.start;
         if blocks.end - blocks.start == 1 {
             return Ok(FetchedRun { first, blocks: vec![bytes] });
@@ -271,13 +327,10 @@ impl Blocks {
         Ok(FetchedRun { first, blocks })
     }
 
-    async fn cached_run(&self, id: ObjectId, blocks: Range<u64>) -> Option<FetchedRun> {
+    fn cached_run(&self, id: ObjectId, blocks: Range<u64>) -> Option<FetchedRun> {
         let first = blocks.start;
-        let mut found = Vec::new();
-        for block in blocks {
-            found.push(self.blocks.get(&(id, block)).await?);
-        }
-        Some(FetchedRun { first, blocks: found })
+        let blocks: Option<Vec<Bytes>> = blocks.map(|block| self.blocks.get(&(id, block))).collect();
+        Some(FetchedRun { first, blocks: blocks? })
     }
 }
 
@@ -319,36 +372,32 @@ fn weight(len_bytes: usize) -> u32 {
     u32::try_from(len_bytes.saturating_add(ENTRY_OVERHEAD_BYTES)).unwrap_or(u32::MAX)
 }
 
-struct CachedObject {
-    cache: BlockCache,
-    object: ObjectRef,
+/// Archived splits that are open, weighed by what that takes.
+#[derive(Clone)]
+pub struct SplitCache {
+    blocks: BlockCache,
+    open: Cache<ObjectId, SplitReader>,
 }
 
-impl std::fmt::Debug for CachedObject {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("CachedObject").field(&self.object.key).finish()
+impl SplitCache {
+    pub fn new(blocks: BlockCache, max_bytes: u64) -> Self {
+        let open = Cache::builder()
+            .max_capacity(max_bytes)
+            .weigher(|_, split: &SplitReader| weight(split.memory_bytes()))
+            .eviction_policy(EvictionPolicy::tiny_lfu())
+            .build();
+        Self { blocks, open }
     }
-}
 
-impl HasLen for CachedObject {
-    fn len(&self) -> usize {
-        usize::try_from(self.object.size_bytes).unwrap_or(usize::MAX)
+    /// The split, if it is open. Never waits.
+    pub fn opened(&self, object: &ObjectRef) -> Option<SplitReader> {
+        self.open.get(&ObjectId::of(object)).now_or_never().flatten()
     }
-}
 
-impl FileHandle for CachedObject {
-    fn read_bytes(&self, range: Range<usize>) -> std::io::Result<OwnedBytes> {
-        let expected = range.len();
-        let range = range.start as u64..range.end as u64;
-        let bytes = self.cache.inner.runtime.block_on(self.cache.read(&self.object, range.clone()));
-        let bytes = bytes.map_err(std::io::Error::other)?;
-        if bytes.len() != expected {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::UnexpectedEof,
-                format!("bytes {}..{} asked of {}, {} came", range.start, range.end, self.object.key, bytes.len()),
-            ));
-        }
-        Ok(OwnedBytes::new(Vec::from(bytes)))
+    /// The split, opened by whoever asks first.
+    pub async fn open(&self, object: &ObjectRef) -> Result<SplitReader, Arc<SplitError>> {
+        let open = SplitReader::open_in_place(&self.blocks, object);
+        self.open.try_get_with(ObjectId::of(object), open).await
     }
 }
 

@@ -1,7 +1,10 @@
 //! The cold half of the reader: batches, single records and places in time out of the files that a manifest names.
 //! Nothing here knows of the hot log; which offsets are asked of it is decided in `reader.rs`.
 
-use std::collections::{HashMap, HashSet};
+mod plan;
+mod records;
+
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -17,7 +20,6 @@ use crate::cache::{BatchCache, BlockCache, ObjectId, RowGroupKey};
 use crate::encode::{BATCH_BYTES_MAX, EncodeError, EncodedRowGroup, RawBytes, encode};
 use crate::manifest::{DataFile, Manifest};
 use crate::parquet_read::{ColdFile, ParquetReadError, ParquetReader};
-use crate::reader::OwnedRecord;
 use crate::store::StoreError;
 
 /// Share of `cache.batches_max_bytes` that goes to Parquet footers and page indexes, as a divisor.
@@ -133,33 +135,6 @@ impl ColdReader {
             self.read_ahead(manifest, at);
         }
         Ok(run)
-    }
-
-    /// The records at exactly these offsets (ascending); `None` where there is none.
-    pub async fn records(
-        &self,
-        manifest: &Manifest,
-        offsets: &[Offset],
-    ) -> Result<Vec<Option<OwnedRecord>>, ColdError> {
-        let mut by_file: Vec<(Arc<DataFile>, Vec<Offset>)> = Vec::new();
-        for offset in offsets {
-            let Some(file) = manifest.file_for(*offset).filter(|file| file.base_offset <= *offset) else { continue };
-            match by_file.last_mut() {
-                Some((last, wanted)) if Arc::ptr_eq(last, file) => wanted.push(*offset),
-                _ => by_file.push((file.clone(), vec![*offset])),
-            }
-        }
-        let mut found: HashMap<Offset, OwnedRecord> = HashMap::with_capacity(offsets.len());
-        for (file, wanted) in by_file {
-            let opened = self.inner.parquet.file(&file).await?;
-            let mut rows: Vec<u64> = wanted.into_iter().filter_map(|offset| opened.row_of(offset)).collect();
-            rows.dedup();
-            let (inner, runtime) = (self.inner.clone(), tokio::runtime::Handle::current());
-            // Pages are decompressed and decoded between the downloads.
-            let read = spawn_blocking(move || runtime.block_on(inner.parquet.rows(&opened, &rows)));
-            found.extend(read.await??.into_iter().map(|record| (record.offset, record)));
-        }
-        Ok(offsets.iter().map(|offset| found.get(offset).cloned()).collect())
     }
 
     /// The first record of `within` in offset order whose timestamp is at or after `timestamp`.

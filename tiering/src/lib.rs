@@ -1,5 +1,6 @@
 //! Tiering: the archive pipeline from sealed segment to manifest commit, and the one reader over hot and cold.
 
+pub mod archived;
 pub mod background;
 pub mod budget;
 pub mod cache;
@@ -16,6 +17,7 @@ pub mod parquet_read;
 pub mod paths;
 pub mod pipeline;
 pub mod reader;
+pub mod reindex;
 pub mod restore;
 pub mod retention;
 pub mod scrub;

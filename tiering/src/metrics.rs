@@ -33,6 +33,10 @@ pub const MERGES: &str = "thermocline_merges_total";
 pub const MERGED_FILES: &str = "thermocline_merged_files_total";
 pub const MERGED_BYTES: &str = "thermocline_merged_bytes_total";
 pub const MERGE_FAILURES: &str = "thermocline_merge_failures_total";
+pub const REINDEXED_FILES: &str = "thermocline_reindexed_files_total";
+pub const REINDEXED_BYTES: &str = "thermocline_reindexed_bytes_total";
+pub const REINDEX_FAILURES: &str = "thermocline_reindex_failures_total";
+pub const REINDEX_PENDING: &str = "thermocline_reindex_pending_files";
 pub const STORE_REQUESTS: &str = "thermocline_store_requests_total";
 pub const STORE_RETRIES: &str = "thermocline_store_retries_total";
 pub const STORE_FAILURES: &str = "thermocline_store_failures_total";
@@ -87,6 +91,11 @@ pub struct TieringMetrics {
     pub merged_files: IntCounter,
     pub merged_bytes: IntCounter,
     pub merge_failures: IntCounter,
+    pub reindexed_files: IntCounter,
+    pub reindexed_bytes: IntCounter,
+    pub reindex_failures: IntCounter,
+    /// Archived files that are indexed otherwise than their topics ask for.
+    pub reindex_pending: IntGauge,
     pub store_requests: IntCounterVec,
     pub store_retries: IntCounterVec,
     pub store_failures: IntCounterVec,
@@ -154,6 +163,13 @@ impl TieringMetrics {
             merged_files: counter(MERGED_FILES, "data files that merges replaced")?,
             merged_bytes: counter(MERGED_BYTES, "bytes of the data, index and raw objects that merges wrote")?,
             merge_failures: counter(MERGE_FAILURES, "merges that failed; the files stayed as they were")?,
+            reindexed_files: counter(REINDEXED_FILES, "archived files whose index was replaced or dropped")?,
+            reindexed_bytes: counter(REINDEXED_BYTES, "bytes of the splits that replaced others")?,
+            reindex_failures: counter(REINDEX_FAILURES, "attempts to index a file again that failed")?,
+            reindex_pending: registered(
+                registry,
+                IntGauge::new(REINDEX_PENDING, "archived files that are indexed otherwise than their topics ask for")?,
+            )?,
             store_requests: by_operation(STORE_REQUESTS, "requests sent to the store, retries included")?,
             store_retries: by_operation(STORE_RETRIES, "requests sent again after a transient failure")?,
             store_failures: by_operation(STORE_FAILURES, "requests given up")?,

@@ -46,7 +46,8 @@ use thermocline_ingest::record::Record;
 
 use columns::ColumnEncoder;
 pub(crate) use columns::ROW_GROUP_COPIES;
-use rows::{RowBuffer, row_bytes};
+use rows::row_bytes;
+pub use rows::{Row, RowBuffer};
 
 /// Most rows of one page.
 pub const PAGE_ROWS_MAX: usize = 4096;
@@ -192,7 +193,7 @@ impl ParquetEncoder {
         let writer = ArrowWriter::try_new_with_options(Vec::new(), schema(), writer_options)?;
         Ok(Self {
             columns: ColumnEncoder::new(writer)?,
-            rows: RowBuffer::new(),
+            rows: RowBuffer::default(),
             partition,
             row_group_bytes: options.row_group_bytes.max(1),
             slice_bytes: (options.page_bytes / 2).clamp(1, SLICE_BYTES_MAX / 2),
@@ -211,7 +212,14 @@ impl ParquetEncoder {
             return Err(ParquetError::RecordTooLarge { offset: record.offset, size_bytes });
         }
         // A slice stays below twice SLICE_BYTES_MAX, so its 32-bit offsets hold.
-        self.rows.push(record, micros, size_bytes);
+        self.rows.push(Row {
+            offset: record.offset,
+            timestamp: micros,
+            timestamp_type: record.timestamp_type,
+            key: record.key,
+            value: record.value,
+            headers: record.headers.iter(),
+        });
         self.decoded_bytes += size_bytes;
         self.row_count += 1;
         if self.rows.bytes() >= self.slice_bytes {

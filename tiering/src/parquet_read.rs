@@ -8,6 +8,8 @@
 //! - Types are taken from the Parquet schema alone; hints of the program that wrote the file are ignored.
 //! - Row groups bypass the block cache, so that a scan does not flood it; footers and pages go through it.
 
+mod pages;
+
 use std::any::Any;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -155,13 +157,6 @@ impl ColdFile {
         let row = self.offsets.rows_below(offset);
         let in_file = row < self.row_starts.last().copied().unwrap_or(0);
         (in_file && self.offsets.of_row(row) == Some(offset)).then_some(row)
-    }
-
-    fn rows_of(&self, group: usize) -> Range<u64> {
-        match (self.row_starts.get(group), self.row_starts.get(group + 1)) {
-            (Some(start), Some(end)) => *start..*end,
-            _ => 0..0,
-        }
     }
 
     fn weight_bytes(&self) -> usize {

@@ -27,8 +27,10 @@ mod stage;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
+use object_store::path::Path as ObjectPath;
 use thermocline_config::TieringConfig;
 use thermocline_ingest::record::DECOMPRESSED_BATCH_BYTES_MAX;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -130,7 +132,7 @@ impl Archiver {
         config.memory_max.as_u64() / MERGE_SHARE
     }
 
-    /// Memory for a merge that holds `bytes`, if there is enough just now.
+    /// Memory for a merge, or for indexing again, that holds `bytes`, if there is enough just now.
     pub(crate) fn reserve_for_merge(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         self.merge_budget.clone().try_acquire_many_owned(units(bytes)).ok()
     }
@@ -194,6 +196,22 @@ impl Archiver {
         let verified = self.verify(staged).await?;
         verifying.stop_and_record();
         Ok(verified)
+    }
+
+    /// Brings the split of a file that is archived already into the store and reads it back. On an error it is an
+    /// orphan.
+    pub(crate) async fn upload_and_verify_split(
+        &self,
+        file: Arc<DataFile>,
+        key: &ObjectPath,
+        bytes: Bytes,
+    ) -> Result<(), ArchiveError> {
+        self.store.put(key, bytes).await?;
+        let verified = verify::read_back_split(&self.store, &self.background, &file).await;
+        if verified.as_ref().is_err_and(VerifyError::is_mismatch) {
+            self.metrics.verification_failures.inc();
+        }
+        Ok(verified?)
     }
 
     /// All objects of a file at once.

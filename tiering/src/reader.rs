@@ -40,6 +40,17 @@ pub struct OwnedRecord {
     pub headers: Vec<(String, Option<Bytes>)>,
 }
 
+/// Records that were looked up, and what that took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// One for each of the first offsets asked for; `None` where there is none (deleted, expired, or kept raw).
+    pub records: Vec<Option<OwnedRecord>>,
+    /// Rows of data files that were read by their pages.
+    pub rows_fetched: u64,
+    /// Row groups that were read whole, as so many of their rows were wanted.
+    pub row_groups_scanned: u64,
+}
+
 /// Reads every partition, hot and cold.
 pub struct TieredReader {
     tiering: Arc<Tiering>,
@@ -100,29 +111,39 @@ impl TieredReader {
         Self { tiering, cold }
     }
 
-    /// The records at exactly these offsets (strictly ascending), each from log or Parquet page; `None` where there is none
-    /// (deleted, expired, or kept raw).
+    /// The records at exactly these offsets (strictly ascending), from the log, from Parquet pages, or out of row groups
+    /// that are scanned. Ends early once the records found are `max_bytes` or more: the answer is then for the first of
+    /// the offsets, and may be larger by one batch or the rows of one row group.
     pub async fn records(
         &self,
         partition: &Arc<Partition>,
         offsets: &[Offset],
-    ) -> Result<Vec<Option<OwnedRecord>>, ReadError> {
-        let bounds = Bounds::of(partition);
-        let below_local = offsets.partition_point(|offset| *offset < bounds.local_start);
-        let (cold, hot) = offsets.split_at(below_local);
-        let mut found = self.cold_records(partition, cold, bounds.log_start).await?;
-        let (log, wanted) = (partition.clone(), hot.to_vec());
-        let read = self.blocking(partition, move || hot_records(&log, &wanted)).await?;
-        found.extend(read.records);
-        // Trimmed while we read: the archive has them.
-        let trimmed: Vec<Offset> = read.trimmed.iter().filter_map(|at| hot.get(*at).copied()).collect();
-        let moved = self.cold_records(partition, &trimmed, bounds.log_start).await?;
-        for (at, record) in read.trimmed.into_iter().zip(moved) {
-            if let Some(slot) = found.get_mut(below_local + at) {
-                *slot = record;
+        max_bytes: usize,
+    ) -> Result<Found, ReadError> {
+        let (mut found, mut bytes, mut attempts) = (Found::default(), 0, 0);
+        loop {
+            let rest = offsets.get(found.records.len()..).unwrap_or_default();
+            if rest.is_empty() || (bytes >= max_bytes && !found.records.is_empty()) {
+                return Ok(found);
+            }
+            let (bounds, left) = (Bounds::of(partition), max_bytes.saturating_sub(bytes));
+            let cold = rest.get(..rest.partition_point(|offset| *offset < bounds.local_start)).unwrap_or_default();
+            let next = if cold.is_empty() {
+                let (log, wanted) = (partition.clone(), rest.to_vec());
+                self.blocking(partition, move || hot_records(&log, &wanted, left)).await
+            } else {
+                self.cold_records(partition, cold, bounds.log_start, left).await
+            };
+            match next {
+                Ok(next) => {
+                    bytes = bytes.saturating_add(next.size_bytes());
+                    found.append(next);
+                }
+                // Trimmed just now: what was hot is in the archive.
+                Err(ReadError::BelowLocalStart { .. }) if attempts < ATTEMPTS_MAX => attempts += 1,
+                Err(error) => return Err(error),
             }
         }
-        Ok(found)
     }
 
     async fn cold_records(
@@ -130,19 +151,20 @@ impl TieredReader {
         partition: &Arc<Partition>,
         offsets: &[Offset],
         log_start: Offset,
-    ) -> Result<Vec<Option<OwnedRecord>>, ReadError> {
+        max_bytes: usize,
+    ) -> Result<Found, ReadError> {
         let expired = offsets.partition_point(|offset| *offset < log_start);
         let (_, offsets) = offsets.split_at(expired);
-        let mut found = vec![None; expired];
+        let mut found = Found { records: vec![None; expired], ..Found::default() };
         if offsets.is_empty() {
             return Ok(found);
         }
         let mut attempts = 0;
         loop {
             let manifest = self.tiering.manifest(partition);
-            match self.cold.records(&manifest, offsets).await {
+            match self.cold.records(&manifest, offsets, max_bytes).await {
                 Ok(records) => {
-                    found.extend(records);
+                    found.append(records);
                     return Ok(found);
                 }
                 Err(error) => self.try_again(partition, &manifest, error, &mut attempts)?,
@@ -312,6 +334,29 @@ fn cold_error(partition: &Partition, source: ColdError) -> ReadError {
     ReadError::Cold { partition: partition.topic_partition().clone(), source: Box::new(source) }
 }
 
+impl OwnedRecord {
+    /// Bytes of key, value and headers.
+    pub fn size_bytes(&self) -> usize {
+        let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers: usize = self.headers.iter().map(|(key, value)| key.len() + len(value)).sum();
+        len(&self.key) + len(&self.value) + headers
+    }
+}
+
+impl Found {
+    /// Bytes of the records found.
+    pub fn size_bytes(&self) -> usize {
+        self.records.iter().flatten().map(OwnedRecord::size_bytes).sum()
+    }
+
+    /// What follows.
+    pub(crate) fn append(&mut self, next: Self) {
+        self.records.extend(next.records);
+        self.rows_fetched += next.rows_fetched;
+        self.row_groups_scanned += next.row_groups_scanned;
+    }
+}
+
 impl From<&Record<'_>> for OwnedRecord {
     fn from(record: &Record<'_>) -> Self {
         let header = |(key, value): (&str, Option<&[u8]>)| (key.to_owned(), value.map(Bytes::copy_from_slice));
@@ -326,47 +371,47 @@ impl From<&Record<'_>> for OwnedRecord {
     }
 }
 
-/// Records found in the hot log, and the places in the request that were trimmed away meanwhile.
-struct HotRecords {
-    records: Vec<Option<OwnedRecord>>,
-    trimmed: Vec<usize>,
-}
-
-/// Reads each batch that holds a wanted offset once. Blocking.
-fn hot_records(partition: &Partition, offsets: &[Offset]) -> Result<HotRecords, ReadError> {
+/// Reads each batch that holds a wanted offset once, up to `max_bytes` or more of records, or to where the log was
+/// trimmed meanwhile; an error only where that is at the first of them. Blocking.
+fn hot_records(partition: &Partition, offsets: &[Offset], max_bytes: usize) -> Result<Found, ReadError> {
     let mut decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
-    let mut found = HotRecords { records: vec![None; offsets.len()], trimmed: Vec::new() };
-    let mut at = 0;
+    let mut found: Vec<Option<OwnedRecord>> = vec![None; offsets.len()];
+    let (mut at, mut bytes) = (0, 0);
     while let Some(offset) = offsets.get(at).copied() {
+        if at > 0 && bytes >= max_bytes {
+            break;
+        }
         let range = ReadRange { from: offset, until: offset.next(), max_bytes: 1, at_least_one: true };
-        let mut next = at + 1;
-        match partition.read(&range) {
-            Ok(run) => {
-                for batch in run.chunks.into_iter().flat_map(split_batches) {
-                    // What cannot be decoded has no records to show, as in the archive.
-                    let Ok(batch) = batch else { continue };
-                    let Ok(header) = BatchHeader::read(&batch) else { continue };
-                    let pick = |record: Record<'_>| -> Result<(), BatchError> {
-                        // A batch may begin below the log start; what lies there was deleted.
-                        let slot = offsets.binary_search(&record.offset).ok().filter(|slot| *slot >= at);
-                        if let Some(slot) = slot.and_then(|at| found.records.get_mut(at)) {
-                            *slot = Some(OwnedRecord::from(&record));
-                        }
-                        Ok(())
-                    };
-                    if let Err(error) = decoder.for_each(&batch, pick) {
-                        tracing::debug!(%offset, %error, "a batch in the hot log cannot be decoded");
-                    }
-                    next = next.max(offsets.partition_point(|wanted| *wanted <= header.last_offset()));
-                }
-            }
-            Err(ReadError::BelowLocalStart { .. }) => found.trimmed.push(at),
-            Err(ReadError::OutOfRange { .. }) => {}
+        let run = match partition.read(&range) {
+            Ok(run) => run,
+            Err(ReadError::OutOfRange { .. }) => BatchRun::default(),
+            Err(ReadError::BelowLocalStart { .. }) if at > 0 => break,
             Err(error) => return Err(error),
+        };
+        let mut next = at + 1;
+        for batch in run.chunks.into_iter().flat_map(split_batches) {
+            // What cannot be decoded has no records to show, as in the archive.
+            let Ok(batch) = batch else { continue };
+            let Ok(header) = BatchHeader::read(&batch) else { continue };
+            let pick = |record: Record<'_>| -> Result<(), BatchError> {
+                // A batch may begin below the log start; what lies there was deleted.
+                let slot = offsets.binary_search(&record.offset).ok().filter(|slot| *slot >= at);
+                if let Some(slot) = slot.and_then(|at| found.get_mut(at)) {
+                    let record = OwnedRecord::from(&record);
+                    bytes += record.size_bytes();
+                    *slot = Some(record);
+                }
+                Ok(())
+            };
+            if let Err(error) = decoder.for_each(&batch, pick) {
+                tracing::debug!(%offset, %error, "a batch in the hot log cannot be decoded");
+            }
+            next = next.max(offsets.partition_point(|wanted| *wanted <= header.last_offset()));
         }
         at = next;
     }
-    Ok(found)
+    found.truncate(at);
+    Ok(Found { records: found, ..Found::default() })
 }
 
 #[cfg(test)]

@@ -109,6 +109,18 @@ pub async fn read_back(store: &ColdStore, background: &Background, staged: &Stag
     }
 }
 
+/// The same for the split of a file alone.
+pub async fn read_back_split(
+    store: &ColdStore,
+    background: &Background,
+    file: &Arc<DataFile>,
+) -> Result<(), VerifyError> {
+    match check_split(store, background, file, None).await? {
+        None => Ok(()),
+        Some(damage) => Err(damage.into()),
+    }
+}
+
 /// Checks a file that a manifest of `path` names or named.
 pub async fn check_named(
     store: &ColdStore,
@@ -199,10 +211,7 @@ async fn check_file(
         None => Err(Fault::Undecodable { reason: "its key is not that of a partition's object".to_owned() }),
     };
     damage.extend(check_object(store, background, &file.data, budget, check).await?);
-    if let Some(split) = &file.split {
-        let file = file.clone();
-        damage.extend(check_object(store, background, split, budget, move |bytes| split::check(&file, bytes)).await?);
-    }
+    damage.extend(check_split(store, background, file, budget).await?);
     if let Some(raw) = &file.raw {
         let (file, batches) = (file.clone(), raw.clone());
         damage.extend(
@@ -211,6 +220,17 @@ async fn check_file(
         );
     }
     Ok(damage)
+}
+
+async fn check_split(
+    store: &ColdStore,
+    background: &Background,
+    file: &Arc<DataFile>,
+    budget: Option<&Budget>,
+) -> Result<Option<Damage>, VerifyError> {
+    let Some(split) = &file.split else { return Ok(None) };
+    let file = file.clone();
+    check_object(store, background, split, budget, move |bytes| split::check(&file, bytes)).await
 }
 
 /// Reads an object, compares it with its reference, then does `check` on a background thread.

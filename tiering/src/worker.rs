@@ -3,9 +3,10 @@
 //!
 //! # Invariants
 //! 1. One job at a time changes a partition's archive: whoever holds its head lock (background job, `archive_now`,
-//!    janitor, a merge for its commit). Different partitions upload in parallel; within one, files are published in
-//!    offset order.
-//! 2. At most `tiering.workers` segments are archived at once, background, `archive_now` and steps of merges together.
+//!    janitor, a merge or an indexing again for its commit). Different partitions upload in parallel; within one, files
+//!    are published in offset order.
+//! 2. At most `tiering.workers` segments are archived at once, background, `archive_now`, and steps of merges and of
+//!    indexing again together.
 //! 3. After a failed job the manifest is loaded from the store before the next one: a commit whose answer was lost
 //!    may have happened.
 //! 4. A local log goes on at or above its archive's end; at start one that ends below is made to.
@@ -22,6 +23,7 @@
 
 mod merging;
 mod partition;
+mod reindexing;
 mod schedule;
 mod standing;
 
@@ -30,7 +32,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::RwLock;
-use thermocline_config::{CacheConfig, SearchIndex, TieringConfig};
+use thermocline_config::{CacheConfig, TieringConfig};
 use thermocline_ingest::clock::Clock;
 use thermocline_ingest::latency::LatencyWindow;
 use thermocline_ingest::log::{LogError, Partition, SealedSegment};
@@ -40,7 +42,7 @@ use tokio::sync::Semaphore;
 
 use crate::background::{self, Background};
 use crate::budget::Rates;
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, SplitCache};
 use crate::janitor::{Janitor, JanitorAges, JanitorError};
 use crate::manifest::{Change, CommitOutcome, DataFile, Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::merge::{Merger, MergerParts};
@@ -48,11 +50,13 @@ use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
 use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, Batches, StageOptions};
+use crate::reindex::{Reindexer, ReindexerParts};
 use crate::scrub::{DamagedFile, Scrubber};
 use crate::split::SplitOptions;
 use crate::store::{ColdStore, StoreLimits, Work};
 use crate::throttle::Throttle;
 use partition::{Key, PartitionArchive};
+pub use reindexing::ReindexProgress;
 
 /// Manifests loaded at once at start.
 const LOADS_IN_FLIGHT: usize = 16;
@@ -147,6 +151,7 @@ pub struct Tiering {
     config: TieringConfig,
     store: ColdStore,
     blocks: BlockCache,
+    splits: SplitCache,
     topics: Arc<Topics>,
     clock: Arc<dyn Clock>,
     metrics: Arc<TieringMetrics>,
@@ -156,6 +161,7 @@ pub struct Tiering {
     scrubber: Scrubber,
     workers: Arc<Semaphore>,
     merger: Merger,
+    reindexer: Reindexer,
     partitions: RwLock<HashMap<Key, Arc<PartitionArchive>>>,
 }
 
@@ -198,6 +204,7 @@ impl Tiering {
         });
         let ages = JanitorAges::from(&config);
         let blocks_max_bytes = cache.blocks_max_bytes.as_u64();
+        let blocks = BlockCache::new(store.of(Work::Read), blocks_max_bytes, tokio::runtime::Handle::current());
         let archiver = Archiver::new(store.clone(), manifests.clone(), background.clone(), &config, metrics.clone());
         let workers = Arc::new(Semaphore::new(config.workers.clamp(1, Semaphore::MAX_PERMITS)));
         let parts = MergerParts {
@@ -208,9 +215,19 @@ impl Tiering {
             workers: workers.clone(),
             metrics: metrics.clone(),
         };
+        let reindexer = ReindexerParts {
+            archiver: archiver.clone(),
+            manifests: manifests.clone(),
+            store: store.of(Work::Maintenance),
+            background: parts.background.clone(),
+            workers: workers.clone(),
+            metrics: metrics.clone(),
+        };
         let tiering = Arc::new(Self {
-            blocks: BlockCache::new(store.of(Work::Read), blocks_max_bytes, tokio::runtime::Handle::current()),
+            splits: SplitCache::new(blocks.clone(), cache.splits_max_bytes.as_u64()),
+            blocks,
             merger: Merger::new(parts, &config),
+            reindexer: Reindexer::new(reindexer, &config),
             archiver,
             janitor: Janitor::new(store.of(Work::Maintenance), manifests.clone(), clock.clone(), metrics.clone(), ages),
             scrubber: Scrubber::new(
@@ -240,7 +257,7 @@ impl Tiering {
         Ok(tiering)
     }
 
-    /// Background archiving, merging, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning
+    /// Background archiving, merging, indexing again, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning
     /// the jobs under way (each leaves orphans or a finished commit, never less). Local copies are trimmed by
     /// `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
@@ -280,6 +297,10 @@ impl Tiering {
     }
     pub fn blocks(&self) -> &BlockCache {
         &self.blocks
+    }
+
+    pub fn splits(&self) -> &SplitCache {
+        &self.splits
     }
     pub fn topics(&self) -> &Arc<Topics> {
         &self.topics
@@ -400,16 +421,11 @@ impl Tiering {
 
     fn job(&self, archive: &PartitionArchive, segment: SealedSegment) -> ArchiveJob {
         let config = archive.partition.config();
-        let split = match config.search_index {
-            SearchIndex::Off => None,
-            SearchIndex::Text => Some(SplitOptions { json: false, positions: config.search_positions }),
-            SearchIndex::Json => Some(SplitOptions { json: true, positions: config.search_positions }),
-        };
         let options = StageOptions {
             path: archive.path.clone(),
             parquet: ParquetOptions::from(&self.config),
             file_bytes_max: Archiver::file_bytes_max(&self.config),
-            split,
+            split: SplitOptions::of_topic(&config),
         };
         ArchiveJob { batches: Box::new(move || unhurried(&segment)), options }
     }

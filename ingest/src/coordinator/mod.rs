@@ -20,12 +20,14 @@ pub mod group;
 pub mod offsets;
 pub mod records;
 mod registry;
+mod seek;
 mod storage;
 mod writer;
 
 use group::{Committer, GroupDescription, JoinRefusal, JoinReply, JoinRequest, Leaving, State, SyncReply, SyncRequest};
 use offsets::{CommittedOffset, CommittedOffsets};
 use registry::{Cell, Inner, Registry};
+pub use seek::SeekError;
 pub use storage::OFFSETS_TOPIC;
 use storage::{OffsetsPartition, StorageError};
 use writer::{Change, Write};

@@ -21,7 +21,7 @@ pub(super) const SOURCE_STATIC_BROKER: i8 = 4;
 pub(super) const SOURCE_DEFAULT: i8 = 5;
 
 /// Kafka's `ConfigResource.Type`.
-const RESOURCE_TOPIC: i8 = 2;
+pub(super) const RESOURCE_TOPIC: i8 = 2;
 const RESOURCE_BROKER: i8 = 4;
 
 /// Kafka's `ConfigType`.
@@ -211,7 +211,7 @@ fn wire_row(
     DescribeConfigsResourceResult::default()
         .with_name(name)
         .with_value(value)
-        // A topic's values were chosen when it was created, the broker's in its file.
+        // A topic's values can be altered; the broker's were chosen in its file.
         .with_read_only(set_source == SOURCE_STATIC_BROKER)
         .with_config_source(source)
         .with_synonyms(if synonyms { vec![synonym] } else { Vec::new() })

@@ -4,6 +4,7 @@
 //! take it as a further argument. Blocking work runs on the blocking pool. A handler does not panic on input, and where it
 //! does after all, its connection is closed and nothing else happens.
 
+pub mod alter_configs;
 pub mod api_versions;
 pub mod cluster;
 pub mod configs;
@@ -108,6 +109,8 @@ pub(crate) async fn dispatch(
         }
         ApiKey::OffsetForLeaderEpoch => answer!(leader_epoch::offset_for_leader_epoch),
         ApiKey::DescribeConfigs => answer!(configs::describe_configs),
+        ApiKey::AlterConfigs => answer!(alter_configs::alter_configs),
+        ApiKey::IncrementalAlterConfigs => answer!(alter_configs::incremental_alter_configs),
         ApiKey::DescribeCluster => answer!(cluster::describe_cluster),
         other => Err(HandlerError::NoHandler(other)),
     }
@@ -184,7 +187,7 @@ pub(crate) fn check_leader_epoch(current: i32) -> Result<(), ResponseError> {
     }
 }
 
-/// The code by which a client understands why a topic was not created or deleted.
+/// The code by which a client understands why a topic was not created, changed or deleted.
 pub(crate) fn topic_error(error: &TopicError) -> ResponseError {
     match error {
         TopicError::Exists(_) => ResponseError::TopicAlreadyExists,
@@ -192,7 +195,7 @@ pub(crate) fn topic_error(error: &TopicError) -> ResponseError {
         TopicError::Partitions { .. } => ResponseError::InvalidPartitions,
         TopicError::TooMany(_) => ResponseError::PolicyViolation,
         TopicError::Internal(_) => ResponseError::TopicDeletionDisabled,
-        TopicError::Config { .. } => ResponseError::InvalidConfig,
+        TopicError::Config { .. } | TopicError::ForLife { .. } => ResponseError::InvalidConfig,
         TopicError::Log { .. } | TopicError::Metadata(_) => ResponseError::KafkaStorageError,
     }
 }

@@ -52,6 +52,10 @@ fn every_default_response_is_encodable() {
                 ApiKey::InitProducerId => round_trip(version, &InitProducerIdResponse::default()),
                 ApiKey::OffsetForLeaderEpoch => round_trip(version, &OffsetForLeaderEpochResponse::default()),
                 ApiKey::DescribeConfigs => round_trip(version, &DescribeConfigsResponse::default()),
+                ApiKey::AlterConfigs => round_trip(version, &AlterConfigsResponse::default()),
+                ApiKey::IncrementalAlterConfigs => {
+                    round_trip(version, &IncrementalAlterConfigsResponse::default());
+                }
                 ApiKey::DescribeCluster => round_trip(version, &DescribeClusterResponse::default()),
                 other => panic!("{other:?} has no response here"),
             }

@@ -35,14 +35,20 @@ impl Partition {
             return Err(ReadError::OutOfRange { partition, offset: range.from, log_start, log_end });
         }
         self.check_local(range.from)?;
-        self.read_local(range, range.until.min(log_end)).map_err(|source| {
+        let read = self.read_local(range, range.until.min(log_end)).map_err(|source| {
             // A segment that cannot be opened any more has gone since; then the local start says so.
             match self.check_local(range.from) {
                 Err(gone) if source.is_not_found() => gone,
                 _ if self.is_closed() => self.hot(LogError::Closed(self.topic_partition.clone())),
                 _ => self.hot(source),
             }
-        })
+        });
+        let run = read?;
+        if run.chunks.is_empty() {
+            // Nothing was found of a segment that was taken out of view after the check above.
+            self.check_local(range.from)?;
+        }
+        Ok(run)
     }
 
     /// First local record at or after `timestamp` below the high watermark, record-exact (opens compressed batches).

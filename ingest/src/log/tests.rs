@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::Registry;
 use tempfile::TempDir;
-use thermocline_config::{ByteSize, HumanDuration, LogConfig, SearchIndex, TopicConfig};
+use thermocline_config::{ByteSize, HumanDuration, LogConfig, SearchFields, SearchIndex, SearchTokenizer, TopicConfig};
 
 use super::segment::{INDEX, LOG, TIMEINDEX, file_path};
 use super::{AppendError, Appended, FreeSpace, HotLog, LogError, Partition};
@@ -42,6 +42,10 @@ pub(crate) fn topic_config() -> TopicConfig {
         remote_storage_enable: true,
         search_index: SearchIndex::Off,
         search_positions: false,
+        search_tokenizer: SearchTokenizer::Default,
+        search_fields: SearchFields { value: true, json: true, key: true, headers: true },
+        search_fast: false,
+        search_reindex: true,
     }
 }
 

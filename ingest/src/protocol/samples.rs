@@ -110,6 +110,8 @@ pub fn request_body(key: ApiKey, version: i16) -> Bytes {
                 .with_include_documentation(version >= 3);
             encoded(&request, version)
         }
+        ApiKey::AlterConfigs => alter_configs(version),
+        ApiKey::IncrementalAlterConfigs => incremental_alter_configs(version),
         ApiKey::DescribeCluster => {
             let request = DescribeClusterRequest::default()
                 .with_include_cluster_authorized_operations(true)
@@ -119,6 +121,32 @@ pub fn request_body(key: ApiKey, version: i16) -> Bytes {
         }
         other => panic!("no sample of {other:?}"),
     }
+}
+
+fn alter_configs(version: i16) -> Bytes {
+    use kafka_protocol::messages::alter_configs_request::{AlterConfigsResource, AlterableConfig};
+    let config = |value| AlterableConfig::default().with_name(text("retention.ms")).with_value(value);
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name(text("orders"))
+        .with_configs(vec![config(None), config(Some(text("1000")))]);
+    encoded(&AlterConfigsRequest::default().with_resources(vec![resource; 2]).with_validate_only(true), version)
+}
+
+fn incremental_alter_configs(version: i16) -> Bytes {
+    use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+    let config = |operation, value| {
+        AlterableConfig::default()
+            .with_name(text("search.tokenizer"))
+            .with_config_operation(operation)
+            .with_value(value)
+    };
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name(text("orders"))
+        .with_configs(vec![config(1, None), config(0, Some(text("log")))]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource; 2]);
+    encoded(&request.with_validate_only(true), version)
 }
 
 fn produce(version: i16) -> Bytes {

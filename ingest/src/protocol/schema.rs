@@ -167,6 +167,14 @@ const LEADER_EPOCH_PARTITION: &[Field] = &[all(I32), all(I32), all(I32)];
 const DESCRIBE_CONFIGS: &[Field] = &[all(StructList(DESCRIBE_CONFIGS_RESOURCE)), all(BOOL), since(3, BOOL)];
 const DESCRIBE_CONFIGS_RESOURCE: &[Field] = &[all(I8), all(Text), all(TextList)];
 
+const ALTER_CONFIGS: &[Field] = &[all(StructList(ALTER_CONFIGS_RESOURCE)), all(BOOL)];
+const ALTER_CONFIGS_RESOURCE: &[Field] = &[all(I8), all(Text), all(StructList(ALTER_CONFIG))];
+const ALTER_CONFIG: &[Field] = &[all(Text), all(Text)];
+
+const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[all(StructList(INCREMENTAL_ALTER_CONFIGS_RESOURCE)), all(BOOL)];
+const INCREMENTAL_ALTER_CONFIGS_RESOURCE: &[Field] = &[all(I8), all(Text), all(StructList(INCREMENTAL_ALTER_CONFIG))];
+const INCREMENTAL_ALTER_CONFIG: &[Field] = &[all(Text), all(I8), all(Text)];
+
 const DESCRIBE_CLUSTER: &[Field] = &[all(BOOL), since(1, I8), since(2, BOOL)];
 
 /// The request body of an API, or nothing for one that this broker does not have.
@@ -192,6 +200,8 @@ pub(super) fn body(key: ApiKey) -> Option<Body> {
         ApiKey::InitProducerId => (2, INIT_PRODUCER_ID),
         ApiKey::OffsetForLeaderEpoch => (4, LEADER_EPOCH),
         ApiKey::DescribeConfigs => (4, DESCRIBE_CONFIGS),
+        ApiKey::AlterConfigs => (2, ALTER_CONFIGS),
+        ApiKey::IncrementalAlterConfigs => (1, INCREMENTAL_ALTER_CONFIGS),
         ApiKey::DescribeCluster => (0, DESCRIBE_CLUSTER),
         _ => return None,
     };

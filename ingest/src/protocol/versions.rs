@@ -26,7 +26,7 @@ const fn range(key: ApiKey, min: i16, max: i16) -> ApiRange {
 }
 
 /// Every API of this broker, in key order.
-pub const APIS: [ApiRange; 21] = [
+pub const APIS: [ApiRange; 23] = [
     ApiRange { key: ApiKey::Produce, min: 0, max: 11, served_min: 3 },
     range(ApiKey::Fetch, 4, 17),
     range(ApiKey::ListOffsets, 1, 10),
@@ -47,6 +47,8 @@ pub const APIS: [ApiRange; 21] = [
     range(ApiKey::InitProducerId, 0, 5),
     range(ApiKey::OffsetForLeaderEpoch, 2, 4),
     range(ApiKey::DescribeConfigs, 1, 4),
+    range(ApiKey::AlterConfigs, 0, 2),
+    range(ApiKey::IncrementalAlterConfigs, 0, 1),
     range(ApiKey::DescribeCluster, 0, 2),
 ];
 

@@ -72,6 +72,41 @@ fn a_deletion_that_died_is_finished_at_the_next_start() {
 }
 
 #[test]
+fn settings_change_in_force_and_for_good_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = run(&dir);
+    first.topics.create(&orders(), 2, BTreeMap::from([("retention.ms".into(), "1000".into())])).unwrap();
+    let set = |overrides: &mut BTreeMap<String, String>| {
+        overrides.remove("retention.ms");
+        overrides.insert("search.tokenizer".into(), "log".into());
+    };
+    let tokenizer = |topic: &Topic| topic.config().search_tokenizer;
+    let unchanged = first.topics.alter("orders", true, set).unwrap();
+    assert_eq!(tokenizer(&unchanged), thermocline_config::SearchTokenizer::Default);
+    let changed = first.topics.alter("orders", false, set).unwrap();
+    for partition in &changed.partitions {
+        assert_eq!(partition.config().search_tokenizer, thermocline_config::SearchTokenizer::Log);
+        assert_eq!(partition.config().retention_ms, None);
+    }
+    let refused = |key: &'static str, value: &'static str| {
+        let set = move |overrides: &mut BTreeMap<String, String>| drop(overrides.insert(key.into(), value.into()));
+        first.topics.alter("orders", false, set).map(|_| ()).unwrap_err()
+    };
+    assert!(matches!(refused("search.tokenizer", "best"), TopicError::Config { .. }));
+    assert!(matches!(refused("remote.storage.enable", "false"), TopicError::ForLife { .. }));
+    assert!(matches!(first.topics.alter("clicks", false, set), Err(TopicError::Unknown(_))));
+    let same = |overrides: &mut BTreeMap<String, String>| {
+        drop(overrides.insert("remote.storage.enable".into(), "true".into()))
+    };
+    first.topics.alter("orders", true, same).unwrap();
+    drop((first, changed, unchanged));
+
+    let second = run(&dir);
+    let topic = second.topics.get("orders").unwrap();
+    assert_eq!(topic.config().overrides, BTreeMap::from([("search.tokenizer".into(), "log".into())]));
+}
+
+#[test]
 fn what_was_not_marked_was_not_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let first = run(&dir);

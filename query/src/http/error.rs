@@ -9,7 +9,7 @@ use thermocline_ingest::topics::TopicError;
 use thermocline_tiering::pipeline::ArchiveError;
 use thermocline_tiering::worker::TieringError;
 
-use crate::replay::{ReplayError, UNDECODABLE_BATCH};
+use crate::replay::{ReplayError, RepublishError, UNDECODABLE_BATCH};
 use crate::search::{SearchError, SearchErrorKind};
 
 /// Why a request is not answered with what it asked for.
@@ -86,16 +86,37 @@ impl From<TopicError> for ApiError {
             TopicError::Exists(_) => Self::new(StatusCode::CONFLICT, "topic_exists", error),
             TopicError::Unknown(name) => Self::unknown_topic(name),
             TopicError::Internal(name) => Self::internal_topic(name.as_str()),
-            TopicError::Partitions { .. } | TopicError::TooMany(_) | TopicError::Config { .. } => {
-                Self::bad_request(error)
-            }
+            TopicError::Partitions { .. }
+            | TopicError::TooMany(_)
+            | TopicError::Config { .. }
+            | TopicError::ForLife { .. } => Self::bad_request(error),
             TopicError::Log { .. } | TopicError::Metadata(_) => Self::fault(&error),
+        }
+    }
+}
+
+impl From<RepublishError> for ApiError {
+    fn from(error: RepublishError) -> Self {
+        match error {
+            RepublishError::Replay(error) => error.into(),
+            RepublishError::Append(error) => error.into(),
+            RepublishError::Thread(error) => Self::fault(&error),
+            RepublishError::Refused { .. } | RepublishError::Batch { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "message_refused", error)
+            }
+            RepublishError::IntoItself(_)
+            | RepublishError::FewerPartitions { .. }
+            | RepublishError::ForeignPosition { .. } => Self::bad_request(error),
         }
     }
 }
 
 impl From<ReplayError> for ApiError {
     fn from(error: ReplayError) -> Self {
+        let error = match error {
+            ReplayError::Search(error) => return error.into(),
+            error => error,
+        };
         match &error {
             ReplayError::NoPartition { .. } => Self::new(StatusCode::NOT_FOUND, "unknown_partition", error),
             ReplayError::BelowLogStart { .. } | ReplayError::Read(ReadError::OutOfRange { .. }) => {
@@ -105,7 +126,9 @@ impl From<ReplayError> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable", with_causes(&error))
             }
             ReplayError::CannotMark => Self::bad_request(error),
-            ReplayError::Undecodable { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, UNDECODABLE_BATCH, error),
+            ReplayError::Undecodable { .. } | ReplayError::Undecoded { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, UNDECODABLE_BATCH, error)
+            }
             _ => Self::fault(&error),
         }
     }
@@ -145,6 +168,7 @@ impl From<TieringError> for ApiError {
 impl From<SearchError> for ApiError {
     fn from(error: SearchError) -> Self {
         match error.kind() {
+            SearchErrorKind::Query => Self::new(StatusCode::BAD_REQUEST, "bad_query", error),
             SearchErrorKind::Invalid => Self::bad_request(error),
             SearchErrorKind::NotFound => Self::new(StatusCode::NOT_FOUND, "unknown_topic", error),
             SearchErrorKind::Busy => Self::busy(error),

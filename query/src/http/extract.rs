@@ -19,7 +19,7 @@ use super::error::ApiError;
 /// How long a client may take to send the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest body of a request that carries no messages.
-const CONTROL_BODY_BYTES_MAX: usize = 1 << 20;
+pub(super) const CONTROL_BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Query parameters; one that `T` does not know is refused.
 pub(super) struct Params<T>(pub(super) T);

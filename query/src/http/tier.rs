@@ -1,5 +1,5 @@
 //! `GET /v1/topics/{t}/tier`: what is out of order in a topic's archive. Batches that were archived undecoded, each with
-//! its reason, and what the scrub found damaged.
+//! its reason, what the scrub found damaged, and what is still indexed otherwise than the topic asks for.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use thermocline_ingest::model::{Offset, PartitionId, TopicName};
 use thermocline_tiering::manifest::RawBatch;
 use thermocline_tiering::scrub::DamagedFile;
 use thermocline_tiering::verify::Damage;
+use thermocline_tiering::worker::ReindexProgress;
 
 use super::error::ApiError;
 use super::extract::{Params, TopicPath};
@@ -44,6 +45,7 @@ struct PartitionTier {
     partition: PartitionId,
     raw_batches: usize,
     damaged_files: usize,
+    reindex: ReindexProgress,
     raw: Vec<RawInfo>,
     damaged: Vec<DamagedInfo>,
 }
@@ -100,6 +102,7 @@ fn of_partition(services: &HttpServices, partition: &Partition, params: &TierPar
         partition: partition.topic_partition().partition,
         raw_batches: raw().count(),
         damaged_files: damaged.len(),
+        reindex: services.tiering.reindexing(partition),
         raw: raw()
             .filter(|batch| batch.last_offset >= params.from_offset)
             .take(params.limit)

@@ -1,4 +1,4 @@
-//! Topics: list, describe, create, delete.
+//! Topics: list, describe, create, change, delete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use super::{App, HttpServices};
 
 #[derive(Debug, Serialize)]
 pub(super) struct TopicInfo {
-    name: TopicName,
-    id: TopicId,
+    pub(super) name: TopicName,
+    pub(super) id: TopicId,
     /// What differs from the broker's defaults.
     configs: BTreeMap<String, String>,
-    partitions: Vec<PartitionInfo>,
+    pub(super) partitions: Vec<PartitionInfo>,
 }
 
 #[derive(Debug, Serialize)]
@@ -31,23 +31,25 @@ pub(super) struct TopicList {
 
 /// Where a partition's messages are; ends are exclusive, sizes in bytes.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-struct PartitionInfo {
+pub(super) struct PartitionInfo {
     partition: PartitionId,
-    log_start_offset: Offset,
+    pub(super) log_start_offset: Offset,
     local_start_offset: Offset,
-    high_watermark: Offset,
+    pub(super) high_watermark: Offset,
     last_stable_offset: Offset,
     archived_through: Offset,
     indexed_through: Offset,
-    hot_bytes: u64,
+    pub(super) hot_bytes: u64,
     /// Parquet files, and batches kept raw.
-    cold_bytes: u64,
+    pub(super) cold_bytes: u64,
     cold_files: usize,
-    index_bytes: u64,
+    pub(super) index_bytes: u64,
     /// Archived undecoded; which, and why: `GET /v1/topics/{t}/tier`.
     raw_batches: usize,
     /// Data files, with split and raw batches, and the manifest, as the scrub found them.
     damaged_files: usize,
+    /// Data files that are indexed otherwise than the topic asks for.
+    outdated_files: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +66,13 @@ pub(super) struct NewTopic {
     partitions: Option<i32>,
     #[serde(default)]
     configs: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangedTopic {
+    /// `null` goes back to the default.
+    configs: BTreeMap<String, Option<String>>,
 }
 
 /// `GET /v1/topics`: every topic in name order, internal ones only where asked for.
@@ -100,6 +109,27 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(describe_topic(&app.services, &topic))))
 }
 
+/// `PATCH /v1/topics/{t}`: the topic with its new settings, once they are durable and in force.
+pub(super) async fn alter(
+    State(app): State<Arc<App>>,
+    TopicPath(topic): TopicPath,
+    Params(NoParams {}): Params<NoParams>,
+    JsonBody(ChangedTopic { configs }): JsonBody<ChangedTopic>,
+) -> Result<Json<TopicInfo>, ApiError> {
+    let topics = app.services.topics.clone();
+    let change = move |overrides: &mut BTreeMap<String, String>| {
+        for (key, value) in configs {
+            match value {
+                Some(value) => drop(overrides.insert(key, value)),
+                None => drop(overrides.remove(&key)),
+            }
+        }
+    };
+    let alter = move || topics.alter(topic.name.as_str(), false, change);
+    let topic = tokio::task::spawn_blocking(alter).await??;
+    Ok(Json(describe_topic(&app.services, &topic)))
+}
+
 /// `DELETE /v1/topics/{t}`: 204.
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
@@ -111,7 +141,7 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn describe_topic(services: &HttpServices, topic: &Topic) -> TopicInfo {
+pub(super) fn describe_topic(services: &HttpServices, topic: &Topic) -> TopicInfo {
     TopicInfo {
         name: topic.name.clone(),
         id: topic.id,
@@ -134,6 +164,7 @@ fn describe_partition(services: &HttpServices, partition: &Partition) -> Partiti
         hot_bytes: partition.hot_bytes(),
         cold_files: manifest.files.len(),
         damaged_files: services.tiering.damaged_files(partition).len(),
+        outdated_files: services.tiering.reindexing(partition).files,
         ..PartitionInfo::default()
     };
     for file in &manifest.files {
@@ -162,7 +193,7 @@ mod tests {
                 r#"{{"name":"orders","id":"{}","configs":{{"segment.bytes":"1048576"}},"partitions":[{{"partition":2,"#,
                 r#""log_start_offset":0,"local_start_offset":0,"high_watermark":0,"last_stable_offset":0,"#,
                 r#""archived_through":0,"indexed_through":0,"hot_bytes":7,"cold_bytes":0,"cold_files":0,"#,
-                r#""index_bytes":0,"raw_batches":0,"damaged_files":0}}]}}"#
+                r#""index_bytes":0,"raw_batches":0,"damaged_files":0,"outdated_files":0}}]}}"#
             ),
             info.id
         );

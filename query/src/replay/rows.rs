@@ -1,19 +1,11 @@
 //! The output formats of a replay: lines of JSON, or an Arrow IPC stream with the columns of the archive.
 
-use std::sync::Arc;
-
-use arrow::array::{
-    ArrayRef, BinaryBuilder, Int32Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
-    TimestampMicrosecondBuilder,
-};
-use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use arrow::record_batch::RecordBatch;
 use arrow_ipc::writer::StreamWriter;
 use bytes::Bytes;
-use thermocline_ingest::model::{Offset, TimestampType, TopicPartition};
+use thermocline_ingest::model::{Offset, PartitionId, TimestampType, TopicPartition};
 use thermocline_ingest::record::BatchError;
-use thermocline_tiering::parquet::{header_element, header_fields, schema};
+use thermocline_tiering::parquet::{Row, RowBuffer, schema};
 
 use crate::message::Message;
 
@@ -44,23 +36,15 @@ pub(super) enum Rows {
 
 pub(super) struct ArrowRows {
     writer: StreamWriter<Vec<u8>>,
-    schema: SchemaRef,
-    rows: usize,
-    /// Approximate size of what the builders hold.
-    row_bytes: usize,
-    partition: Int32Builder,
-    offset: Int64Builder,
-    timestamp: TimestampMicrosecondBuilder,
-    timestamp_type: Int32Builder,
-    key: BinaryBuilder,
-    value: BinaryBuilder,
-    headers: ListBuilder<StructBuilder>,
+    /// Of one partition; each of its record batches is.
+    rows: RowBuffer,
+    partition: PartitionId,
+    /// Of the rows that are in the writer and not taken yet.
+    flushed_bytes: usize,
 }
 
 /// What a mark says, and the refusal of a replay that begins with such a batch.
 pub const UNDECODABLE_BATCH: &str = "undecodable_batch";
-/// Bytes of a row beside its key, value and headers.
-const ROW_FIXED_BYTES: usize = 32;
 
 impl Rows {
     pub(super) fn new(format: Format) -> Result<Self, RowsError> {
@@ -102,7 +86,7 @@ impl Rows {
     pub(super) fn len_bytes(&self) -> usize {
         match self {
             Self::Ndjson(out) => out.len(),
-            Self::Arrow(rows) => rows.row_bytes,
+            Self::Arrow(arrow) => arrow.rows.bytes() + arrow.flushed_bytes,
         }
     }
 
@@ -111,6 +95,7 @@ impl Rows {
             Self::Ndjson(out) => Ok(std::mem::take(out).into()),
             Self::Arrow(rows) => {
                 rows.flush()?;
+                rows.flushed_bytes = 0;
                 Ok(std::mem::take(rows.writer.get_mut()).into())
             }
         }
@@ -129,28 +114,10 @@ impl Rows {
     }
 }
 
-fn missing_builder() -> ArrowError {
-    ArrowError::SchemaError("the header columns do not have the builders of their schema".to_owned())
-}
-
 impl ArrowRows {
     fn new() -> Result<Self, RowsError> {
-        let schema = schema();
-        let header =
-            StructBuilder::new(header_fields(), vec![Box::new(StringBuilder::new()), Box::new(BinaryBuilder::new())]);
-        Ok(Self {
-            writer: StreamWriter::try_new(Vec::new(), &schema)?,
-            schema,
-            rows: 0,
-            row_bytes: 0,
-            partition: Int32Builder::new(),
-            offset: Int64Builder::new(),
-            timestamp: TimestampMicrosecondBuilder::new().with_timezone("UTC"),
-            timestamp_type: Int32Builder::new(),
-            key: BinaryBuilder::new(),
-            value: BinaryBuilder::new(),
-            headers: ListBuilder::new(header).with_field(header_element()),
-        })
+        let writer = StreamWriter::try_new(Vec::new(), &schema())?;
+        Ok(Self { writer, rows: RowBuffer::default(), partition: PartitionId(0), flushed_bytes: 0 })
     }
 
     fn push<'a>(
@@ -158,43 +125,27 @@ impl ArrowRows {
         message: Message<'a, impl Iterator<Item = (&'a str, Option<&'a [u8]>)>>,
         timestamp_type: TimestampType,
     ) -> Result<(), RowsError> {
-        self.partition.append_value(message.partition.0);
-        self.offset.append_value(message.offset.0);
-        self.timestamp.append_value(message.timestamp.as_micros());
-        self.timestamp_type.append_value(timestamp_type as i32);
-        self.key.append_option(message.key);
-        self.value.append_option(message.value);
-        let mut bytes = ROW_FIXED_BYTES + message.key.map_or(0, <[u8]>::len) + message.value.map_or(0, <[u8]>::len);
-        for (key, value) in message.headers {
-            let header = self.headers.values();
-            header.field_builder::<StringBuilder>(0).ok_or_else(missing_builder)?.append_value(key);
-            header.field_builder::<BinaryBuilder>(1).ok_or_else(missing_builder)?.append_option(value);
-            header.append(true);
-            bytes += key.len() + value.map_or(0, <[u8]>::len);
+        if message.partition != self.partition {
+            self.flush()?;
+            self.partition = message.partition;
         }
-        self.headers.append(true);
-        self.rows += 1;
-        self.row_bytes += bytes;
+        self.rows.push(Row {
+            offset: message.offset,
+            timestamp: message.timestamp.as_micros(),
+            timestamp_type,
+            key: message.key,
+            value: message.value,
+            headers: message.headers,
+        });
         Ok(())
     }
 
     /// Moves the rows collected so far into the stream as one record batch.
     fn flush(&mut self) -> Result<(), RowsError> {
-        if self.rows == 0 {
-            return Ok(());
+        if self.rows.bytes() > 0 {
+            self.flushed_bytes += self.rows.bytes();
+            self.writer.write(&self.rows.take(self.partition)?)?;
         }
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(self.partition.finish()),
-            Arc::new(self.offset.finish()),
-            Arc::new(self.timestamp.finish()),
-            Arc::new(self.timestamp_type.finish()),
-            Arc::new(self.key.finish()),
-            Arc::new(self.value.finish()),
-            Arc::new(self.headers.finish()),
-        ];
-        self.writer.write(&RecordBatch::try_new(self.schema.clone(), columns)?)?;
-        self.rows = 0;
-        self.row_bytes = 0;
         Ok(())
     }
 }

@@ -27,6 +27,7 @@ fn manifest(times: &[(i64, i64)]) -> Manifest {
             data: object(),
             split: None,
             raw: None,
+            indexed: None,
         })
     };
     Manifest {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, PartitionId, TopicName, TopicPartition};
-use thermocline_tiering::reader::{OwnedRecord, TieredReader};
+use thermocline_tiering::reader::{Found, OwnedRecord, TieredReader};
 
 use super::SearchError;
+use super::highlight::Highlights;
 use super::rank::{Sort, SortKey};
 
 /// Size at which a page ends early, in bytes of keys, values and headers; the cursor goes on from there.
@@ -26,39 +27,52 @@ pub struct Hit {
     pub record: OwnedRecord,
     /// BM25, where the sort asked for it.
     pub score: Option<f32>,
+    /// The matches, where the request asked for them.
+    pub highlights: Highlights,
 }
 
-/// The messages at `keys`, in that order, and how many keys were dealt with before the page was full. A message that
-/// has expired since it was found is left out.
+/// The messages of a page, and what reading them took.
+#[derive(Debug, Default)]
+pub(crate) struct Fetched {
+    pub hits: Vec<Hit>,
+    /// Keys that were dealt with before the page was full.
+    pub done: usize,
+    pub rows_fetched: u64,
+    pub row_groups_scanned: u64,
+}
+
+/// The messages at `keys`, in that order. A message that has expired since it was found is left out.
 pub(crate) async fn fetch(
     reader: &TieredReader,
     partitions: &HashMap<TopicPartition, Arc<Partition>>,
     keys: &[SortKey],
     sort: Sort,
-) -> Result<(Vec<Hit>, usize), SearchError> {
-    let mut hits = Vec::with_capacity(keys.len());
-    let (mut size, mut done) = (0, 0);
+) -> Result<Fetched, SearchError> {
+    let mut fetched = Fetched { hits: Vec::with_capacity(keys.len()), ..Fetched::default() };
+    let mut size = 0;
     for batch in keys.chunks(FETCH_BATCH) {
-        let mut records = records(reader, partitions, batch).await?;
+        let mut records = records(reader, partitions, batch, &mut fetched).await?;
         for key in batch {
             let place = (TopicPartition::new(key.topic.clone(), key.partition), key.offset);
             let Some(record) = records.remove(&place) else { continue };
-            size += size_bytes(&record);
+            size += record.size_bytes();
             let score = (sort == Sort::Score).then(|| key.rank.to_score());
-            hits.push(Hit { topic: key.topic.clone(), partition: key.partition, record, score });
+            let (topic, partition) = (key.topic.clone(), key.partition);
+            fetched.hits.push(Hit { topic, partition, record, score, highlights: Highlights::new() });
         }
-        done += batch.len();
+        fetched.done += batch.len();
         if size >= PAGE_BYTES_MAX {
             break;
         }
     }
-    Ok((hits, done))
+    Ok(fetched)
 }
 
 async fn records(
     reader: &TieredReader,
     partitions: &HashMap<TopicPartition, Arc<Partition>>,
     keys: &[SortKey],
+    fetched: &mut Fetched,
 ) -> Result<HashMap<(TopicPartition, Offset), OwnedRecord>, SearchError> {
     let mut by_partition = BTreeMap::<TopicPartition, Vec<Offset>>::new();
     for key in keys {
@@ -66,21 +80,19 @@ async fn records(
     }
     let reads = by_partition.into_iter().map(|(name, mut offsets)| async move {
         offsets.sort_unstable();
-        let Some(partition) = partitions.get(&name) else { return Ok(Vec::new()) };
-        let found = match reader.records(partition, &offsets).await {
+        let Some(partition) = partitions.get(&name) else { return Ok((name, Found::default())) };
+        match reader.records(partition, &offsets, usize::MAX).await {
             // The topic was deleted while we searched it.
-            Err(_) if partition.is_closed() => return Ok(Vec::new()),
-            found => found.map_err(SearchError::from)?,
-        };
-        let placed = found.into_iter().flatten().map(move |record| ((name.clone(), record.offset), record));
-        Ok::<_, SearchError>(placed.collect())
+            Err(_) if partition.is_closed() => Ok((name, Found::default())),
+            found => Ok::<_, SearchError>((name, found?)),
+        }
     });
-    let found: Vec<Vec<_>> = futures::stream::iter(reads).buffer_unordered(PARTITIONS_AT_ONCE).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
-}
-
-fn size_bytes(record: &OwnedRecord) -> usize {
-    let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, |bytes| bytes.len());
-    let headers: usize = record.headers.iter().map(|(key, value)| key.len() + len(value)).sum();
-    len(&record.key) + len(&record.value) + headers
+    let reads: Vec<_> = futures::stream::iter(reads).buffer_unordered(PARTITIONS_AT_ONCE).try_collect().await?;
+    let mut found = HashMap::with_capacity(keys.len());
+    for (name, read) in reads {
+        fetched.rows_fetched += read.rows_fetched;
+        fetched.row_groups_scanned += read.row_groups_scanned;
+        found.extend(read.records.into_iter().flatten().map(|record| ((name.clone(), record.offset), record)));
+    }
+    Ok(found)
 }

@@ -1,324 +1,563 @@
-//! The query language: Tantivy's grammar, with our rules for what it means.
+//! The query language: text in, a tree out.
 //!
 //! | written | means |
 //! |---|---|
 //! | nothing, `*` | every message |
 //! | `late parcel` | both words in the value (AND is the default) |
-//! | `late OR lost`, `late AND NOT lost`, `+late -lost`, `(a OR b) c` | as in Lucene |
-//! | `"late parcel"`, `"late parcel"~2` | a phrase, or its words at most so far apart; needs `search.positions` |
+//! | `late OR lost`, `late AND NOT lost`, `+late -lost`, `(a OR b) c` | as in Lucene, with `&&`, `\|\|` and `!` too |
+//! | `"late parcel"`, `"late parcel"~2` | a phrase, or its words moved by at most so many places; needs `search.positions` |
 //! | `par*` | words that start so |
 //! | `key:k42`, `headers.trace:abc`, `json.user.id:42` | another field; unnamed words are looked for in `value` |
-//! | `timestamp:[2015-05-17 TO 2015-05-18}` | a range; RFC 3339, a day (its first moment) or milliseconds |
-//! | `offset:[100 TO 200]`, `value:[a TO c}` | ranges of offsets and of words |
+//! | `key:(k1 OR k2)`, `json.user.id: IN [7 42]` | several values of one field |
+//! | `json.user.id:*` | messages in which the field has a word, number or truth value |
+//! | `json.ok:true`, `json.t:-5` | truth values and numbers of JSON, however they are written; text that says the same, too |
+//! | `json.status:>=500`, `json.latency:[100 TO 500}` | ranges of numbers; `[` and `]` include, `{` and `}` exclude, `*` leaves open |
+//! | `value:[a TO c}`, `json.level:["1" TO "5"]` | ranges of words: where a bound is no number, or quoted, or the field is not JSON |
+//! | `timestamp:[2015-05-17 TO 2015-05-18}`, `timestamp:>=now-15m` | ranges of time; see `time.rs` |
+//! | `offset:[100 TO 200]` | ranges of offsets |
+//! | `topic:orders`, `topic:ord*`, `NOT topic:orders` | topics, by their exact name or its beginning |
+//! | `late^3` | its score times three |
 //!
 //! Words are what the analyser makes of the text: `foo-bar` is two words in a row, hence a phrase. A part without any
 //! word (`---`) is left out, as Lucene does; a query of such parts only finds nothing. A query that only excludes
 //! starts from every message. What the language does not offer (regular expressions, wildcards inside a word,
-//! fuzziness, ranges in JSON) is refused with a message, never guessed at.
+//! fuzziness) is refused with a message, never guessed at. A backslash takes the next character as it is.
 //!
-//! A query is parsed once, and built once for each split, because terms are made by the split's own analyser and
-//! schema. The grammar is recursive and its input comes from the network, hence the limits on length and nesting.
+//! AND binds tighter than OR. Between clauses without either, both are required; a clause beside an OR is optional.
+//!
+//! The parser goes down one level for each parenthesis and NOT, and its input comes from the network, hence the limits
+//! on length and nesting.
 
-use chrono::{DateTime, NaiveDate};
-use tantivy::query::{AllQuery, BooleanQuery, BoostQuery, EmptyQuery, FuzzyTermQuery, Occur, Query, QueryParser};
-use tantivy::query_grammar::{
-    Delimiter, UserInputAst, UserInputBound, UserInputLeaf, UserInputLiteral, parse_query, parse_query_lenient,
-};
-use tantivy::schema::{Field, FieldType, Type};
-use tantivy::tokenizer::TokenStream;
-use tantivy::{Index, Term};
-use thermocline_tiering::split::SplitReader;
+mod clauses;
+
+use std::ops::Bound;
+
+use thermocline_ingest::model::Timestamp;
+
+use super::ast::{FieldName, Literal, LiteralValue, Operator, Place, QueryError, QueryNode, SearchQuery, Text};
+use clauses::{Clause, Link, Occur, boolean, combine, not};
 
 /// Longest query, in bytes.
 pub const QUERY_LEN_MAX: usize = 8 << 10;
-/// Most parentheses and NOTs in one query: the grammar recurses for each.
+/// Most parentheses and NOTs inside each other.
 pub const QUERY_NESTING_MAX: usize = 64;
 /// Largest `^boost`.
-pub const BOOST_MAX: f64 = 1e6;
+pub const BOOST_MAX: f32 = 1e6;
+/// Largest `~slop` of a phrase.
+pub const SLOP_MAX: u32 = 255;
 
-const FIELDS: &str = "value, key, timestamp, offset, headers.<name> and json.<path>";
+/// Characters that end a word, unless a backslash stands before them.
+const ENDS_OF_WORD: [char; 11] = ['^', '`', ':', '{', '}', '"', '[', ']', '(', ')', '\\'];
+/// Characters that end a bound of a range.
+const ENDS_OF_BOUND: [char; 7] = ['{', '}', '"', '[', ']', '(', ')'];
+/// Characters that a field name has only behind a backslash.
+const NOT_IN_FIELDS: [char; 15] = ['+', '^', '`', ':', '{', '}', '"', '\'', '[', ']', '(', ')', '!', '\\', '*'];
 
-/// A query that cannot be answered as it is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueryError {
-    pub message: String,
-    /// Where in the query, counted in characters from 1, as far as it is known.
-    pub column: Option<usize>,
-}
+type Parsed<T> = Result<T, QueryError>;
 
-/// A query whose syntax is right.
-#[derive(Clone, Debug)]
-pub(crate) struct ParsedQuery {
-    text: String,
-    ast: UserInputAst,
-}
+impl SearchQuery {
+    pub fn parse(text: &str, now: Timestamp) -> Parsed<Self> {
+        Self::parse_with(text, now, Operator::And)
+    }
 
-/// Builds the query of one split.
-struct Builder<'a> {
-    text: &'a str,
-    index: &'a Index,
-    split: &'a SplitReader,
-    leaves: QueryParser,
-}
-
-type Built = Result<Option<Box<dyn Query>>, QueryError>;
-
-impl ParsedQuery {
-    pub fn parse(text: &str) -> Result<Self, QueryError> {
+    /// Reads a query in which `default` stands between clauses that have nothing between them.
+    pub fn parse_with(text: &str, now: Timestamp, default: Operator) -> Parsed<Self> {
         if text.len() > QUERY_LEN_MAX {
             let message = format!("a query of {} bytes exceeds the limit of {QUERY_LEN_MAX}", text.len());
-            return Err(QueryError { message, column: None });
+            return Err(QueryError::new(message, None));
         }
-        if text.matches('(').count() + text.matches("NOT").count() > QUERY_NESTING_MAX {
-            let message = format!("the query has more than {QUERY_NESTING_MAX} parentheses or NOTs");
-            return Err(QueryError { message, column: None });
+        let mut parser = Parser { chars: text.chars().collect(), at: 0, depth: 0, default };
+        parser.skip_space();
+        if parser.peek().is_none() {
+            return Ok(Self { root: QueryNode::All, now });
         }
-        let ast = parse_query(text).map_err(|_| syntax_error(text))?;
-        Ok(Self { text: text.to_owned(), ast })
-    }
-
-    /// The query for one split. Fails in the same way for every split of the same schema.
-    pub fn build(&self, split: &SplitReader) -> Result<Box<dyn Query>, QueryError> {
-        if self.text.trim().is_empty() {
-            return Ok(Box::new(AllQuery));
+        let root = parser.clauses(None)?;
+        match parser.peek() {
+            // Only this ends a list of clauses before the end of the text.
+            Some(_) => Err(parser.error("this parenthesis was not opened")),
+            None => Ok(Self { root, now }),
         }
-        let leaves = QueryParser::for_index(&split.index, vec![split.fields.value]);
-        let builder = Builder { text: &self.text, index: &split.index, split, leaves };
-        Ok(builder.node(&self.ast)?.unwrap_or_else(|| Box::new(EmptyQuery)))
     }
 }
 
-/// What the lenient parser has to say about a text that the strict one refused.
-fn syntax_error(text: &str) -> QueryError {
-    let (_, errors) = parse_query_lenient(text);
-    match errors.into_iter().next() {
-        Some(error) => {
-            let before = text.get(..error.pos).map_or(0, |before| before.chars().count());
-            QueryError { message: error.message, column: Some(before + 1) }
-        }
-        None => QueryError {
-            message: "the query cannot be read; put text with special characters in quotes".to_owned(),
-            column: None,
-        },
-    }
+struct Parser {
+    chars: Vec<char>,
+    at: usize,
+    depth: usize,
+    default: Operator,
 }
 
-impl Builder<'_> {
-    /// None where there is no word to look for.
-    fn node(&self, ast: &UserInputAst) -> Built {
-        match ast {
-            UserInputAst::Clause(children) => {
-                let children = children.iter().map(|(occur, child)| (occur.unwrap_or(Occur::Must), child));
-                self.clause(children)
+/// A bare word as it was written.
+struct Word {
+    text: String,
+    column: usize,
+    /// Places of stars that are no text, in characters of `text`.
+    stars: Vec<usize>,
+}
+
+impl Parser {
+    fn peek(&self) -> Option<char> {
+        self.chars.get(self.at).copied()
+    }
+
+    fn peek_at(&self, ahead: usize) -> Option<char> {
+        self.chars.get(self.at + ahead).copied()
+    }
+
+    /// Of the next character.
+    fn column(&self) -> usize {
+        self.at + 1
+    }
+
+    fn error(&self, message: impl Into<String>) -> QueryError {
+        error_at(message, self.column())
+    }
+
+    fn skip_space(&mut self) {
+        while self.peek().is_some_and(char::is_whitespace) {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, expected: char) -> bool {
+        let found = self.peek() == Some(expected);
+        self.at += usize::from(found);
+        found
+    }
+
+    /// Whether the next characters are `word`, and a space, a parenthesis or the end behind it.
+    fn is_at(&self, word: &str) -> bool {
+        let len = word.chars().count();
+        self.chars.get(self.at..self.at + len).is_some_and(|next| next.iter().copied().eq(word.chars()))
+            && self.peek_at(len).is_none_or(|c| c.is_whitespace() || c == '(' || c == ')')
+    }
+
+    fn nested<T>(&mut self, inner: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
+        if self.depth == QUERY_NESTING_MAX {
+            return Err(self.error(format!("more than {QUERY_NESTING_MAX} parentheses and NOTs inside each other")));
+        }
+        self.depth += 1;
+        let result = inner(self);
+        self.depth -= 1;
+        result
+    }
+
+    /// Up to the end or a closing parenthesis. `field` is the one that a parenthesis was opened for.
+    fn clauses(&mut self, field: Option<&FieldName>) -> Parsed<QueryNode> {
+        let mut clauses: Vec<Clause> = Vec::new();
+        loop {
+            self.skip_space();
+            if self.peek().is_none_or(|c| c == ')') {
+                break;
             }
-            UserInputAst::Boost(inner, boost) => {
-                let factor = boost.into_inner();
-                if factor > BOOST_MAX {
-                    return Err(self.error(format!("a boost may be at most {BOOST_MAX}"), "^"));
+            let link_column = self.column();
+            let link = self.link();
+            if link.is_some() {
+                self.skip_space();
+                if clauses.is_empty() || self.peek().is_none_or(|c| c == ')') || self.link().is_some() {
+                    let message = "AND and OR stand between two clauses; put them in quotes to look for them";
+                    return Err(error_at(message, link_column));
                 }
-                let inner = self.node(inner)?;
-                Ok(inner.map(|inner| Box::new(BoostQuery::new(inner, factor as f32)) as Box<dyn Query>))
             }
-            UserInputAst::Leaf(leaf) => self.leaf(leaf),
+            let sign = self.sign()?;
+            let is_plain = link.is_none() && sign.is_none() && !clauses.is_empty() && !self.is_negated();
+            let link = if is_plain && self.default == Operator::Or { Some(Link::Or) } else { link };
+            let node = self.clause(field)?;
+            let node = self.boosted(node)?;
+            if let Some(next) = self.peek().filter(|c| !c.is_whitespace() && *c != ')') {
+                let message = format!("unexpected {next:?}; put text with special characters in quotes");
+                return Err(self.error(message));
+            }
+            clauses.push(Clause { link, sign, node });
         }
+        if clauses.is_empty() {
+            return Err(self.error("expected something to look for"));
+        }
+        Ok(combine(clauses))
     }
 
-    fn clause<'c>(&self, children: impl Iterator<Item = (Occur, &'c UserInputAst)>) -> Built {
-        let mut parts = Vec::new();
-        for (occur, child) in children {
-            parts.extend(self.node(child)?.map(|query| (occur, query)));
-        }
-        if parts.is_empty() {
-            return Ok(None);
-        }
-        if parts.iter().all(|(occur, _)| *occur == Occur::MustNot) {
-            parts.push((Occur::Must, Box::new(AllQuery)));
-        }
-        Ok(Some(match parts.len() {
-            1 => parts.remove(0).1,
-            _ => Box::new(BooleanQuery::new(parts)),
-        }))
+    fn link(&mut self) -> Option<Link> {
+        let links = [("AND", Link::And), ("&&", Link::And), ("OR", Link::Or), ("||", Link::Or)];
+        let (word, link) = links.into_iter().find(|(word, _)| self.is_at(word))?;
+        self.at += word.len();
+        Some(link)
     }
 
-    fn leaf(&self, leaf: &UserInputLeaf) -> Built {
-        match leaf {
-            UserInputLeaf::All => Ok(Some(Box::new(AllQuery))),
-            UserInputLeaf::Literal(literal) => self.literal(literal),
-            UserInputLeaf::Range { field, lower, upper } => self.range(field.as_deref(), lower, upper),
-            UserInputLeaf::Set { field, elements } => {
-                let literals: Vec<UserInputAst> = elements
-                    .iter()
-                    .map(|phrase| {
-                        let delimiter = Delimiter::DoubleQuotes;
-                        let (field_name, phrase) = (field.clone(), phrase.clone());
-                        UserInputLeaf::from(UserInputLiteral { field_name, phrase, delimiter, slop: 0, prefix: false })
-                    })
-                    .map(UserInputAst::from)
-                    .collect();
-                self.clause(literals.iter().map(|literal| (Occur::Should, literal)))
-            }
-            UserInputLeaf::Exists { field } => match self.field(field)? {
-                (field, _) if field == self.split.fields.timestamp || field == self.split.fields.offset => {
-                    Ok(Some(Box::new(AllQuery)))
-                }
-                _ => Err(self.error(format!("{field}:* is not supported; look for a value of the field"), field)),
-            },
-            UserInputLeaf::Regex { .. } => {
-                Err(self
-                    .error("regular expressions are not supported; put text with slashes in quotes".to_owned(), "/"))
-            }
-        }
-    }
-
-    fn literal(&self, literal: &UserInputLiteral) -> Built {
-        let (field, path) = match &literal.field_name {
-            Some(name) => self.field(name)?,
-            None => (self.split.fields.value, ""),
+    fn sign(&mut self) -> Parsed<Option<Occur>> {
+        let occur = match self.peek() {
+            Some('+') => Occur::Must,
+            Some('-') => Occur::MustNot,
+            _ => return Ok(None),
         };
-        let mut literal = literal.clone();
-        if field == self.split.fields.timestamp {
-            literal.phrase = self.millis(&literal.phrase)?;
+        if self.peek_at(1).is_none_or(|c| c.is_whitespace() || c == ')') {
+            return Err(self.error("+ and - stand right before a clause; put them in quotes as a part of a text"));
         }
-        let is_text = field != self.split.fields.timestamp && field != self.split.fields.offset;
-        let is_bare = literal.delimiter == Delimiter::None;
-        if is_text && is_bare && literal.phrase.contains('*') {
-            let Some(start) = literal.phrase.strip_suffix('*').filter(|start| !start.contains(['*', '\\'])) else {
-                let message = "a wildcard is supported only as the last character of a word".to_owned();
-                return Err(self.error(message, &literal.phrase));
-            };
-            return self.prefix(field, path, start);
-        }
-        if is_text && is_bare && is_fuzzy(&literal.phrase) {
-            let message = format!("fuzzy search is not supported; write \"{}\" to look for it as text", literal.phrase);
-            return Err(self.error(message, &literal.phrase));
-        }
-        if literal.prefix {
-            return self.prefix(field, path, &literal.phrase);
-        }
-        if is_text && self.words(field, &literal.phrase)?.is_empty() {
-            return Ok(None);
-        }
-        let near = literal.phrase.clone();
-        self.tantivy(UserInputLeaf::Literal(literal), &near)
+        self.at += 1;
+        Ok(Some(occur))
     }
 
-    /// Words that start like the one word of `text`.
-    fn prefix(&self, field: Field, path: &str, text: &str) -> Built {
-        let words = self.words(field, text)?;
-        let [word] = words.as_slice() else {
-            if words.is_empty() {
-                return Ok(None);
+    /// Whether a NOT is next.
+    fn is_negated(&self) -> bool {
+        self.is_at("NOT")
+            || (self.peek() == Some('!') && self.peek_at(1).is_some_and(|c| !c.is_whitespace() && c != ')'))
+    }
+
+    fn clause(&mut self, field: Option<&FieldName>) -> Parsed<QueryNode> {
+        if self.is_at("NOT") {
+            let column = self.column();
+            self.at += "NOT".len();
+            self.skip_space();
+            if self.peek().is_none_or(|c| c == ')') {
+                return Err(error_at("NOT stands before a clause; put it in quotes to look for it", column));
             }
-            let message = "a prefix is one word; combine several parts with AND".to_owned();
-            return Err(self.error(message, text));
-        };
-        // A Levenshtein automaton of distance 0 is the plain prefix automaton, for text and for JSON paths alike.
-        let term = match self.split.fields.schema.get_field_entry(field).field_type() {
-            FieldType::JsonObject(options) => {
-                let mut term = Term::from_field_json_path(field, path, options.is_expand_dots_enabled());
-                term.append_type_and_str(word);
-                term
-            }
-            _ => Term::from_field_text(field, word),
-        };
-        Ok(Some(Box::new(FuzzyTermQuery::new_prefix(term, 0, false))))
-    }
-
-    fn range(&self, name: Option<&str>, lower: &UserInputBound, upper: &UserInputBound) -> Built {
-        let Some(name) = name else {
-            return Err(self.error(format!("a range needs a field in front, one of {FIELDS}"), "["));
-        };
-        let (field, _) = self.field(name)?;
-        if self.type_of(field) == Type::Json {
-            let message =
-                format!("ranges over {name} are not supported; they are over timestamp, offset, key and value");
-            return Err(self.error(message, name));
+            return Ok(not(self.nested(|parser| parser.clause(field))?));
         }
-        let is_open = |bound: &UserInputBound| bound.term_str() == "*";
-        if is_open(lower) && is_open(upper) {
-            return Ok(Some(Box::new(AllQuery)));
+        if self.peek() == Some('!') && self.peek_at(1).is_some_and(|c| !c.is_whitespace() && c != ')') {
+            self.at += 1;
+            return Ok(not(self.nested(|parser| parser.clause(field))?));
         }
-        let bound = |bound: &UserInputBound| -> Result<UserInputBound, QueryError> {
-            if field != self.split.fields.timestamp || is_open(bound) {
-                return Ok(bound.clone());
+        if self.peek() == Some('(') {
+            return self.group(field);
+        }
+        match self.field_name() {
+            Some(name) => {
+                self.skip_space();
+                if self.peek() == Some('(') { self.group(Some(&name)) } else { self.value(Some(&name)) }
             }
-            Ok(match bound {
-                UserInputBound::Inclusive(text) => UserInputBound::Inclusive(self.millis(text)?),
-                UserInputBound::Exclusive(text) => UserInputBound::Exclusive(self.millis(text)?),
-                UserInputBound::Unbounded => UserInputBound::Unbounded,
-            })
-        };
-        let (lower, upper) = (bound(lower)?, bound(upper)?);
-        self.tantivy(UserInputLeaf::Range { field: Some(name.to_owned()), lower, upper }, name)
-    }
-
-    /// Lets Tantivy make terms of a leaf.
-    fn tantivy(&self, leaf: UserInputLeaf, near: &str) -> Built {
-        use tantivy::query::QueryParserError::{ExpectedInt, FieldDoesNotHavePositionsIndexed, UnsupportedQuery};
-        match self.leaves.build_query_from_user_input_ast(leaf.into()) {
-            Ok(query) => Ok(Some(query)),
-            Err(FieldDoesNotHavePositionsIndexed(field)) => {
-                let message = format!(
-                    "{near:?} is a phrase, and {field} is indexed without positions here; combine the words with AND, \
-                     or set search.positions=true for messages to come"
-                );
-                Err(self.error(message, near))
-            }
-            Err(ExpectedInt(_)) => Err(self.error(format!("{near:?} is not a whole number"), near)),
-            Err(UnsupportedQuery(message)) => Err(self.error(message, near)),
-            Err(error) => Err(self.error(error.to_string(), near)),
+            None => self.value(field),
         }
     }
 
-    /// The field a name means, and the path inside it.
-    fn field<'n>(&self, name: &'n str) -> Result<(Field, &'n str), QueryError> {
-        let Some((field, path)) = self.split.fields.schema.find_field(name) else {
-            let message = format!("there is no field {name:?}, only {FIELDS}; put text with a colon in quotes");
-            return Err(self.error(message, name));
-        };
-        match (self.type_of(field), path.is_empty()) {
-            (Type::Json, true) => {
-                let message = format!("{name} needs a name behind it, like {name}.id:42");
-                Err(self.error(message, name))
-            }
-            (kind, false) if kind != Type::Json => {
-                Err(self.error(format!("{name} does not exist; only headers and json have parts"), name))
-            }
-            _ => Ok((field, path)),
-        }
-    }
-
-    fn type_of(&self, field: Field) -> Type {
-        self.split.fields.schema.get_field_entry(field).field_type().value_type()
-    }
-
-    /// The words that the field's analyser finds in `text`.
-    fn words(&self, field: Field, text: &str) -> Result<Vec<String>, QueryError> {
-        let mut analyser = self
-            .index
-            .tokenizer_for_field(field)
-            .map_err(|source| self.error(format!("the field cannot be searched for words: {source}"), text))?;
-        let mut words = Vec::new();
-        analyser.token_stream(text).process(&mut |token| words.push(token.text.clone()));
-        Ok(words)
-    }
-
-    /// Milliseconds as text, from milliseconds, RFC 3339 or a day.
-    fn millis(&self, text: &str) -> Result<String, QueryError> {
-        let moment = text.parse::<i64>().ok();
-        let moment = moment.or_else(|| DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_millis()));
-        let day = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
-        let moment = moment.or_else(|| day().map(|time| time.and_utc().timestamp_millis()));
-        moment.map(|millis| millis.to_string()).ok_or_else(|| {
-            let example = "write it like 2015-05-17, \"2015-05-17T10:05:03Z\" or 1431857103000";
-            self.error(format!("{text:?} is not a time; {example}"), text)
+    fn group(&mut self, field: Option<&FieldName>) -> Parsed<QueryNode> {
+        let column = self.column();
+        self.nested(|parser| {
+            parser.at += 1;
+            let node = parser.clauses(field)?;
+            if parser.take(')') { Ok(node) } else { Err(error_at("this parenthesis is not closed", column)) }
         })
     }
 
-    fn error(&self, message: String, near: &str) -> QueryError {
-        let column = self.text.find(near).filter(|_| !near.is_empty());
-        let column = column.and_then(|at| self.text.get(..at)).map(|before| before.chars().count() + 1);
-        QueryError { message, column }
+    /// A name and the colon behind it; nothing is read where there is none.
+    fn field_name(&mut self) -> Option<FieldName> {
+        let (start, column) = (self.at, self.column());
+        let mut name = String::new();
+        while let Some(c) = self.peek() {
+            if c == '\\' && self.peek_at(1).is_some() {
+                self.at += 1;
+                name.extend(self.peek());
+            } else if c.is_whitespace() || NOT_IN_FIELDS.contains(&c) || (name.is_empty() && c == '-') {
+                break;
+            } else {
+                name.push(c);
+            }
+            self.at += 1;
+        }
+        self.skip_space();
+        if !name.is_empty() && self.take(':') {
+            return Some(FieldName { name, column: Some(column) });
+        }
+        self.at = start;
+        None
+    }
+
+    fn boosted(&mut self, node: QueryNode) -> Parsed<QueryNode> {
+        let column = self.column();
+        if !self.take('^') {
+            return Ok(node);
+        }
+        let mut number = String::new();
+        while let Some(c) = self.peek().filter(|c| c.is_ascii_digit() || *c == '.') {
+            number.push(c);
+            self.at += 1;
+        }
+        match number.parse::<f32>() {
+            Ok(factor) if factor <= BOOST_MAX => Ok(QueryNode::Boost { node: Box::new(node), factor }),
+            Ok(_) => Err(error_at(format!("a boost may be at most {BOOST_MAX}"), column)),
+            Err(_) => Err(error_at("a boost is a number, like ^2 or ^0.5", column)),
+        }
+    }
+
+    /// What stands behind a field, or alone.
+    fn value(&mut self, field: Option<&FieldName>) -> Parsed<QueryNode> {
+        let place = field.map_or(Ok(Place::Value), FieldName::place)?;
+        let column = self.column();
+        if let Some(field) = field.filter(|_| self.is_set()) {
+            return self.set(field);
+        }
+        match self.peek() {
+            None => Err(self.error("expected something to look for")),
+            Some('[' | '{' | '<' | '>') => {
+                let Some(field) = field else {
+                    let message =
+                        "a range needs a field in front, like timestamp:[2015-05-17 TO now]; put text in quotes";
+                    return Err(self.error(message));
+                };
+                self.range(field)
+            }
+            Some('*') if self.peek_at(1).is_none_or(|c| c.is_whitespace() || ENDS_OF_WORD.contains(&c)) => {
+                self.at += 1;
+                Ok(field.cloned().map_or(QueryNode::All, |field| QueryNode::Exists { field }))
+            }
+            Some('/') if self.is_regex() => {
+                Err(self.error("regular expressions are not supported; put text with slashes in quotes"))
+            }
+            Some('"' | '\'') => {
+                let text = self.quoted()?;
+                let field = field.cloned().unwrap_or_else(|| FieldName::from("value"));
+                if has_no_words(place) {
+                    return Ok(leaf(field, text));
+                }
+                match self.peek() {
+                    Some('~') => Ok(QueryNode::Phrase { field, text, slop: self.slop()? }),
+                    Some('*') => {
+                        self.at += 1;
+                        Ok(QueryNode::Prefix { field, text })
+                    }
+                    _ => Ok(leaf(field, text)),
+                }
+            }
+            Some(_) => {
+                let word = self.word(field.is_some())?;
+                if ["AND", "OR", "NOT", "IN"].contains(&word.text.as_str()) {
+                    let message =
+                        format!("{0} is a word of the query language; write \"{0}\" to look for it", word.text);
+                    return Err(error_at(message, column));
+                }
+                word.into_node(field.cloned().unwrap_or_else(|| FieldName::from("value")), place)
+            }
+        }
+    }
+
+    /// A word up to a space or a special character; behind a field a colon is a part of it.
+    fn word(&mut self, is_behind_field: bool) -> Parsed<Word> {
+        let (start, column) = (self.at, self.column());
+        let mut word = Word { text: String::new(), column, stars: Vec::new() };
+        let mut len = 0;
+        while let Some(c) = self.peek() {
+            if c == '\\' {
+                let Some(next) = self.peek_at(1) else {
+                    return Err(self.error("a backslash stands before another character"));
+                };
+                // Before letters and digits it is text, as in a path.
+                if next.is_alphanumeric() {
+                    word.text.push(c);
+                    len += 1;
+                }
+                word.text.push(next);
+                self.at += 2;
+                len += 1;
+                continue;
+            }
+            let ends = if c == ':' { !is_behind_field } else { ENDS_OF_WORD.contains(&c) };
+            let is_minus = self.at == start && c == '-' && !self.peek_at(1).is_some_and(|c| c.is_ascii_digit());
+            if c.is_whitespace() || ends || is_minus {
+                break;
+            }
+            if c == '*' {
+                word.stars.push(len);
+            }
+            word.text.push(c);
+            self.at += 1;
+            len += 1;
+        }
+        if self.at > start {
+            return Ok(word);
+        }
+        Err(match self.peek() {
+            Some(c) if !c.is_whitespace() && c != ')' => {
+                self.error(format!("unexpected {c:?}; put text with special characters in quotes"))
+            }
+            _ => self.error("expected something to look for"),
+        })
+    }
+
+    /// Between quotes of either kind.
+    fn quoted(&mut self) -> Parsed<Text> {
+        let column = self.column();
+        let quote = self.peek();
+        self.at += 1;
+        let mut text = String::new();
+        loop {
+            match self.peek() {
+                None => return Err(error_at("this quote is not closed", column)),
+                Some('\\') if self.peek_at(1).is_some() => {
+                    text.extend(self.peek_at(1));
+                    self.at += 2;
+                }
+                next if next == quote => break,
+                next => {
+                    text.extend(next);
+                    self.at += 1;
+                }
+            }
+        }
+        self.at += 1;
+        Ok(Text { text, column: Some(column + 1) })
+    }
+
+    fn slop(&mut self) -> Parsed<u32> {
+        let column = self.column();
+        self.at += 1;
+        let mut digits = String::new();
+        while let Some(c) = self.peek().filter(char::is_ascii_digit) {
+            digits.push(c);
+            self.at += 1;
+        }
+        match digits.parse::<u32>() {
+            Ok(slop) if slop <= SLOP_MAX => Ok(slop),
+            _ => Err(error_at(format!("how far words may be moved is a number up to {SLOP_MAX}"), column)),
+        }
+    }
+
+    /// `[a TO b}`, `>=a` and the like.
+    fn range(&mut self, field: &FieldName) -> Parsed<QueryNode> {
+        let column = self.column();
+        let opening = self.peek();
+        self.at += 1;
+        let (lower, upper) = match opening {
+            Some(sign @ ('<' | '>')) => {
+                let is_inclusive = self.take('=');
+                let bound = self.bound(field, is_inclusive)?;
+                if sign == '>' { (bound, Bound::Unbounded) } else { (Bound::Unbounded, bound) }
+            }
+            _ => {
+                let lower = self.bound(field, opening == Some('['))?;
+                self.skip_space();
+                let to = self.column();
+                if !self.is_at("TO") {
+                    return Err(error_at("expected TO and the end of the range, as in [1 TO 5]", to));
+                }
+                self.at += "TO".len();
+                let upper = self.bound(field, true)?;
+                self.skip_space();
+                match (self.peek(), upper) {
+                    (Some(']'), upper) => (lower, upper),
+                    (Some('}'), Bound::Included(literal)) => (lower, Bound::Excluded(literal)),
+                    (Some('}'), upper) => (lower, upper),
+                    (Some(_), _) => return Err(self.error("expected ] or } at the end of the range")),
+                    (None, _) => return Err(error_at("this range is not closed with ] or }", column)),
+                }
+            }
+        };
+        if matches!(opening, Some('[' | '{')) {
+            self.at += 1;
+        }
+        Ok(QueryNode::Range { field: field.clone(), lower, upper })
+    }
+
+    fn bound(&mut self, field: &FieldName, is_inclusive: bool) -> Parsed<Bound<Literal>> {
+        self.skip_space();
+        let (column, start) = (self.column(), self.at);
+        let literal = if self.peek() == Some('"') {
+            let text = self.quoted()?;
+            Literal { value: text.text.into(), column: text.column }
+        } else {
+            let mut text = String::new();
+            while let Some(c) = self.peek().filter(|c| !c.is_whitespace() && !ENDS_OF_BOUND.contains(c)) {
+                text.push(c);
+                self.at += 1;
+            }
+            if self.at == start || text == "TO" {
+                return Err(error_at("expected a bound of the range, or * for none", column));
+            }
+            if text == "*" {
+                return Ok(Bound::Unbounded);
+            }
+            // Only in JSON are there numbers and truth values; elsewhere `007` is not 7.
+            let is_typed = matches!(field.place(), Ok(Place::Json(_)));
+            let value = if is_typed { LiteralValue::of_word(&text) } else { text.into() };
+            Literal { value, column: Some(column) }
+        };
+        Ok(if is_inclusive { Bound::Included(literal) } else { Bound::Excluded(literal) })
+    }
+
+    /// Whether `IN [` comes next.
+    fn is_set(&self) -> bool {
+        let rest = self.chars.get(self.at..).unwrap_or_default();
+        let mut behind = rest.iter().skip(2).skip_while(|c| c.is_whitespace());
+        rest.starts_with(&['I', 'N']) && behind.next() == Some(&'[')
+    }
+
+    fn set(&mut self, field: &FieldName) -> Parsed<QueryNode> {
+        self.at += "IN".len();
+        self.skip_space();
+        let column = self.column();
+        self.at += 1;
+        let mut should = Vec::new();
+        loop {
+            self.skip_space();
+            match self.peek() {
+                None => return Err(error_at("this set is not closed with ]", column)),
+                Some(']') => break,
+                Some('"' | '\'') => should.push(leaf(field.clone(), self.quoted()?)),
+                Some(_) => {
+                    let Word { text, column, .. } = self.word(true)?;
+                    should.push(leaf(field.clone(), Text { text, column: Some(column) }));
+                }
+            }
+            if let Some(next) = self.peek().filter(|c| !c.is_whitespace() && *c != ']') {
+                return Err(self.error(format!("unexpected {next:?}; put a space between the values of a set")));
+            }
+        }
+        self.at += 1;
+        if should.is_empty() {
+            return Ok(QueryNode::Nothing);
+        }
+        Ok(boolean(Vec::new(), should, Vec::new()))
+    }
+
+    /// Whether a pattern between slashes comes next, and not a path.
+    fn is_regex(&self) -> bool {
+        let rest = self.chars.get(self.at + 1..).unwrap_or_default();
+        let mut escaped = false;
+        let end = rest.iter().position(|c| {
+            let ends = *c == '/' && !escaped;
+            escaped = *c == '\\' && !escaped;
+            ends
+        });
+        let Some(end) = end.filter(|end| *end > 0) else { return false };
+        rest.get(end + 1).is_none_or(|c| c.is_whitespace() || *c == ')' || *c == '^')
+    }
+}
+
+impl Word {
+    fn into_node(self, field: FieldName, place: Place<'_>) -> Parsed<QueryNode> {
+        let (column, len) = (self.column, self.text.chars().count());
+        match (place, self.stars.as_slice()) {
+            (Place::Timestamp | Place::Offset, _) | (_, []) => {}
+            (_, [star]) if star + 1 == len => {
+                let text = self.text.chars().take(len - 1).collect();
+                return Ok(QueryNode::Prefix { field, text: Text { text, column: Some(column) } });
+            }
+            _ => {
+                let message = "a wildcard is supported only as the last character of a word";
+                return Err(error_at(message, column));
+            }
+        }
+        if !has_no_words(place) && is_fuzzy(&self.text) {
+            let message = format!("fuzzy search is not supported; write \"{}\" to look for it as text", self.text);
+            return Err(error_at(message, column));
+        }
+        Ok(leaf(field, Text { text: self.text, column: Some(column) }))
+    }
+}
+
+fn error_at(message: impl Into<String>, column: usize) -> QueryError {
+    QueryError::new(message, Some(column))
+}
+
+fn has_no_words(place: Place<'_>) -> bool {
+    matches!(place, Place::Timestamp | Place::Offset | Place::Topic)
+}
+
+/// One value of a field, without wildcards.
+fn leaf(field: FieldName, text: Text) -> QueryNode {
+    let Text { text, column } = text;
+    match field.place() {
+        Ok(place) if has_no_words(place) => {
+            QueryNode::Exact { field, value: Literal { value: LiteralValue::Text(text), column } }
+        }
+        _ => QueryNode::Phrase { field, text: Text { text, column }, slop: 0 },
     }
 }
 

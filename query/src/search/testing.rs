@@ -14,10 +14,27 @@ pub(crate) struct Doc {
     pub headers: serde_json::Value,
 }
 
+/// What is kept of JSON leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    Indexed,
+    /// In columns, too.
+    InColumns,
+}
+
 pub(crate) fn split(positions: bool, docs: &[Doc]) -> tantivy::Result<SplitReader> {
-    let fields = SplitSchema::new(SplitOptions { json: true, positions });
+    split_with(positions, Leaves::Indexed, docs)
+}
+
+pub(crate) fn split_with(positions: bool, leaves: Leaves, docs: &[Doc]) -> tantivy::Result<SplitReader> {
+    split_of(SplitOptions { positions, fast: leaves == Leaves::InColumns, ..SplitOptions::default() }, docs)
+}
+
+pub(crate) fn split_of(options: SplitOptions, docs: &[Doc]) -> tantivy::Result<SplitReader> {
+    let fields = SplitSchema::new(options);
     let mut index = Index::create_in_ram(fields.schema.clone());
     index.set_tokenizers(tokenizers());
+    index.set_fast_field_tokenizers(tokenizers());
     let mut writer: IndexWriter = index.writer_with_num_threads(1, 15_000_000)?;
     for doc in docs {
         let mut document = TantivyDocument::new();
@@ -33,6 +50,5 @@ pub(crate) fn split(positions: bool, docs: &[Doc]) -> tantivy::Result<SplitReade
         writer.add_document(document)?;
     }
     writer.commit()?;
-    let searcher = index.reader()?.searcher();
-    Ok(SplitReader { index, searcher, fields })
+    SplitReader::of(index).map_err(|error| tantivy::TantivyError::InternalError(error.to_string()))
 }

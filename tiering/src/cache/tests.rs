@@ -27,6 +27,7 @@ proptest! {
             let model = content(len);
             let object = source.put("a/b.parquet", model.clone());
             let cache = source.blocks(capacity);
+            let counts = Arc::new(ReadCounts::default());
             let ranges: Vec<Range<u64>> =
                 ranges.iter().map(|(start, len)| *start as u64..(*start + *len) as u64).collect();
             let expected = |range: &Range<u64>| {
@@ -34,14 +35,19 @@ proptest! {
                 model[clamp(range.start)..clamp(range.end)].to_vec()
             };
             for range in &ranges {
-                prop_assert_eq!(cache.read(&object, range.clone()).await.unwrap(), expected(range));
+                let read = counts.count(cache.read(&object, range.clone())).await.unwrap();
+                prop_assert_eq!(&read, &expected(range));
+                if let Some(cached) = cache.cached(&object, range.start..range.end.min(object.size_bytes).max(range.start)) {
+                    prop_assert_eq!(cached, read);
+                }
             }
+            prop_assert_eq!(counts.requests(), source.requests() as u64);
             let parts = cache.read_ranges(&object, ranges.clone()).await.unwrap();
             for (part, range) in parts.iter().zip(&ranges) {
                 prop_assert_eq!(part, &expected(range));
             }
             if capacity > 1 << 20 {
-                prop_assert!(cache.bytes_fetched() <= model.len() as u64);
+                prop_assert!(counts.bytes() <= model.len() as u64);
             }
             Ok(())
         })?;
@@ -72,7 +78,6 @@ async fn many_readers_cost_one_download() {
         assert_eq!(bytes, model[start..]);
     }
     assert_eq!(source.requests(), 1);
-    assert_eq!(cache.bytes_fetched(), object.size_bytes);
     assert!(cache.inner.in_flight.lock().is_empty());
 }
 
@@ -110,20 +115,36 @@ async fn neighbouring_misses_share_a_request() {
     assert_eq!(source.requests(), 3);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_blocking_view_reads_the_same() {
+#[tokio::test]
+async fn only_what_is_in_memory_is_found_without_waiting() {
     let source = MemorySource::new();
-    let model = content(BLOCK * 2 + 5);
+    let model = content(BLOCK * 4 + 5);
     let object = source.put("a", model.clone());
-    let file = source.blocks(64 << 20).file_handle(&object);
-    let len = model.len();
-    let (part, beyond) = tokio::task::spawn_blocking(move || {
-        (file.read_bytes(BLOCK - 2..BLOCK + 2).unwrap().to_vec(), file.read_bytes(len - 1..len + 1))
-    })
-    .await
-    .unwrap();
-    assert_eq!(part, model[BLOCK - 2..BLOCK + 2]);
-    assert!(beyond.is_err());
+    let cache = source.blocks(64 << 20);
+    assert_eq!(cache.cached(&object, 3..9), None);
+    cache.read(&object, 0..BLOCK_BYTES + 1).await.unwrap();
+    assert_eq!(cache.cached(&object, BLOCK_BYTES - 2..BLOCK_BYTES + 2).unwrap(), model[BLOCK - 2..BLOCK + 2]);
+    assert_eq!(cache.cached(&object, BLOCK_BYTES..BLOCK_BYTES * 2 + 1), None);
+    cache.read(&object, BLOCK_BYTES * 4..object.size_bytes).await.unwrap();
+    assert_eq!(cache.cached(&object, object.size_bytes - 1..object.size_bytes + 1), None, "beyond the end");
+    assert_eq!(source.requests(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_reader_is_told_what_it_downloaded() {
+    let source = MemorySource::new();
+    let object = source.put("a", content(BLOCK * 4));
+    let cache = source.blocks(64 << 20);
+    let (one, two) = (Arc::new(ReadCounts::default()), Arc::new(ReadCounts::default()));
+    one.count(cache.read(&object, 0..10)).await.unwrap();
+    let carried = ReadCounts::carry(Some(two.clone()), {
+        let (cache, object) = (cache.clone(), object.clone());
+        async move { cache.read(&object, 0..BLOCK_BYTES * 3).await }
+    });
+    tokio::spawn(carried).await.unwrap().unwrap();
+    cache.read(&object, BLOCK_BYTES * 3..BLOCK_BYTES * 4).await.unwrap();
+    assert_eq!((one.requests(), one.bytes()), (1, BLOCK_BYTES));
+    assert_eq!((two.requests(), two.bytes()), (1, BLOCK_BYTES * 2));
 }
 
 #[tokio::test]

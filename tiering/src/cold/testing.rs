@@ -147,6 +147,7 @@ pub(crate) fn data_file(data: ObjectRef, records: &[OwnedRecord], base: i64, las
         digest: String::new(),
         data,
         split: None,
+        indexed: None,
         raw: None,
     }
 }

@@ -5,7 +5,9 @@ use thermocline_ingest::record::{BatchDecoder, BatchEncoder, BatchError, Record,
 
 use super::testing::{MemorySource, data_file, manifest, parquet, record, records};
 use super::*;
+use crate::cache::ReadCounts;
 use crate::manifest::{RawBatch, RawBatches};
+use crate::reader::{Found, OwnedRecord};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
@@ -68,11 +70,13 @@ proptest! {
         })?;
     }
 
+    /// Whichever way they are read, in however many pieces.
     #[test]
     fn single_records_agree_with_a_vector(
         records in records(10, 1..150, false),
         file_rows in 1..60_usize, group_rows in 1..30_usize,
-        wanted in proptest::collection::btree_set(0..170_i64, 0..30),
+        wanted in proptest::collection::btree_set(0..170_i64, 0..60),
+        scanned in any::<bool>(), max_bytes in prop_oneof![Just(1_usize), Just(60), Just(usize::MAX)],
     ) {
         runtime().block_on(async move {
             let source = MemorySource::new();
@@ -81,7 +85,23 @@ proptest! {
             let offsets: Vec<Offset> = wanted.into_iter().map(Offset).collect();
             let expected: Vec<_> =
                 offsets.iter().map(|offset| records.iter().find(|record| record.offset == *offset).cloned()).collect();
-            prop_assert_eq!(cold.records(&manifest, &offsets).await.unwrap(), expected);
+            if scanned {
+                // Row groups that are in memory are used.
+                let end = records.last().unwrap().offset.0 + 1;
+                cold.read(&manifest, &range(10, end, usize::MAX)).await.unwrap();
+            }
+            let mut found = Found::default();
+            while found.records.len() < offsets.len() {
+                let rest = &offsets[found.records.len()..];
+                let next = cold.records(&manifest, rest, max_bytes).await.unwrap();
+                prop_assert!(!next.records.is_empty() && next.records.len() <= rest.len());
+                prop_assert!(max_bytes < usize::MAX || next.records.len() == rest.len());
+                found.append(next);
+            }
+            prop_assert_eq!(&found.records, &expected);
+            let count = expected.iter().flatten().count() as u64;
+            prop_assert!(found.rows_fetched <= count);
+            prop_assert!(found.rows_fetched == count || found.row_groups_scanned > 0);
             Ok(())
         })?;
     }
@@ -195,7 +215,7 @@ async fn batches_kept_raw_are_served_as_produced() {
     assert_eq!(offsets, [0, 1, 2, 3, 4, 5, 6]);
     let run = cold.read(&manifest, &range(4, 7, 1)).await.unwrap();
     assert_eq!(run.chunks, std::slice::from_ref(&batch));
-    let found = cold.records(&manifest, &[Offset(2), Offset(4), Offset(6)]).await.unwrap();
+    let found = cold.records(&manifest, &[Offset(2), Offset(4), Offset(6)], usize::MAX).await.unwrap().records;
     assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
 
     let rows: [OwnedRecord; 0] = [];
@@ -212,7 +232,7 @@ async fn a_damaged_file_is_an_error() {
     source.put("0.parquet", Bytes::from(vec![7; manifest.files[0].data.size_bytes as usize]));
     let cold = ColdReader::new(source.blocks(64 << 20), &config(0));
     assert!(matches!(cold.read(&manifest, &range(0, 100, 1)).await, Err(ColdError::Footer(_))));
-    assert!(cold.records(&manifest, &[Offset(5)]).await.is_err());
+    assert!(cold.records(&manifest, &[Offset(5)], usize::MAX).await.is_err());
 }
 
 #[tokio::test]
@@ -223,4 +243,61 @@ async fn what_no_file_holds_is_an_error() {
     let beyond = cold.read(&manifest, &range(10, 20, 1)).await;
     assert!(matches!(beyond, Err(ColdError::NotArchived { archived_through: Offset(10), .. })));
     assert!(cold.read(&manifest, &range(10, 10, 1)).await.unwrap().is_empty());
+}
+
+/// What a lookup of `offsets` costs on a cold cache: requests, bytes, and how the rows were read.
+async fn cost_of(offsets: &[Offset], by_pages: bool) -> (usize, u64, Found) {
+    let source = MemorySource::new();
+    // 300 bytes each that do not compress away, in one row group with pages of 64 KiB.
+    let noise = |n: i64| -> Vec<u8> {
+        let hash = |at: i64| xxhash_rust::xxh3::xxh3_64(&(n * 100 + at).to_le_bytes()).to_le_bytes();
+        (0..38).flat_map(hash).take(300).collect()
+    };
+    let all: Vec<_> = (0..16_000).map(|n| record(n, n, noise(n))).collect();
+    let object = source.put("0.parquet", parquet(&all, 200, 1 << 20));
+    let manifest = manifest(vec![data_file(object, &all, 0, 15_999)]);
+    let cold = ColdReader::new(source.blocks(64 << 20), &config(0));
+    let opened = cold.inner.parquet.file(&manifest.files[0]).await.unwrap();
+    let (before, counts) = (source.requests(), Arc::new(ReadCounts::default()));
+    let found = counts.count(async {
+        if by_pages {
+            let rows: Vec<u64> = offsets.iter().map(|offset| offset.0.cast_unsigned()).collect();
+            let records = cold.inner.parquet.rows(&opened, &rows).await.unwrap().into_iter().map(Some).collect();
+            Found { records, ..Found::default() }
+        } else {
+            cold.records(&manifest, offsets, usize::MAX).await.unwrap()
+        }
+    });
+    let found = found.await;
+    let expected: Vec<_> = offsets.iter().map(|offset| Some(all[offset.0 as usize].clone())).collect();
+    assert!(found.records == expected);
+    (source.requests() - before, counts.bytes(), found)
+}
+
+#[tokio::test]
+async fn dense_hits_are_scanned_and_sparse_ones_looked_up() {
+    let every = |step: usize| (0..16_000).step_by(step).map(Offset).collect::<Vec<_>>();
+    // One page of each of the columns.
+    let (requests, bytes, found) = cost_of(&[Offset(7_777)], false).await;
+    assert_eq!((found.rows_fetched, found.row_groups_scanned), (1, 0));
+    assert!(requests <= 4 && bytes <= 10 * crate::cache::BLOCK_BYTES, "{requests} requests, {bytes} bytes");
+
+    // One in every fourth page: by pages it would be a request for each.
+    let sparse = every(800);
+    let (requests, bytes, found) = cost_of(&sparse, false).await;
+    assert_eq!((found.rows_fetched, found.row_groups_scanned), (0, 1));
+    assert_eq!(requests, 1);
+    let (page_requests, page_bytes, _) = cost_of(&sparse, true).await;
+    assert!(page_requests >= sparse.len(), "{page_requests} requests by pages");
+    let price = |requests: usize, bytes: u64| bytes + requests as u64 * plan::REQUEST_BYTES;
+    assert!(price(requests, bytes) < price(page_requests, page_bytes), "{bytes} and {page_bytes} bytes");
+
+    let (requests, _, found) = cost_of(&every(2), false).await;
+    assert_eq!((requests, found.rows_fetched, found.row_groups_scanned), (1, 0, 1));
+
+    // Many, but side by side: a few pages have them all.
+    let run: Vec<_> = (5_000..6_000).map(Offset).collect();
+    let (requests, bytes, found) = cost_of(&run, false).await;
+    assert_eq!((found.rows_fetched, found.row_groups_scanned), (1_000, 0));
+    assert!(requests <= 4 && bytes < 700_000, "{requests} requests, {bytes} bytes");
 }

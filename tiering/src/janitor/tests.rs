@@ -240,6 +240,7 @@ async fn files(setup: &Setup, count: i64) -> ManifestHead {
             digest: "0".repeat(32),
             data: object(ObjectKind::Data),
             split: Some(object(ObjectKind::Split)),
+            indexed: None,
             raw: None,
         };
         match setup.manifests.commit(&head, Change::Append(Arc::new(file))).await.unwrap() {

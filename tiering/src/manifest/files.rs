@@ -20,14 +20,16 @@
 //! 4. A part without an object was made by the change under way; committing names it.
 
 mod iter;
+mod nodes;
 
 use std::ops::Index;
 use std::sync::Arc;
 
-use thermocline_ingest::model::Offset;
+use thermocline_ingest::model::{Offset, Timestamp};
 
 use super::{DataFile, ObjectRef, PartRef};
 pub use iter::Files;
+pub use nodes::{FileGroup, FileNode};
 
 /// Files that move into one part; the tail holds between one and two times as many once it is full.
 pub const PART_FILES: usize = 64;
@@ -54,7 +56,11 @@ pub(super) struct Part {
     /// of what it holds in memory
     base_offset: Offset,
     last_offset: Offset,
+    min_timestamp: Timestamp,
+    max_timestamp: Timestamp,
     files: usize,
+    /// Files without a split.
+    unindexed: usize,
     entries: Entries,
 }
 
@@ -218,15 +224,34 @@ impl Part {
 
     /// A part that has no object yet; `None` of nothing.
     fn of(entries: Entries) -> Option<Arc<Self>> {
-        let (level, base_offset, last_offset, files) = match &entries {
-            Entries::Files(files) => (0, files.first()?.base_offset, files.last()?.last_offset, files.len()),
+        let (level, base_offset, last_offset) = match &entries {
+            Entries::Files(files) => (0, files.first()?.base_offset, files.last()?.last_offset),
+            Entries::Parts(parts) => (parts.first()?.level + 1, parts.first()?.base_offset, parts.last()?.last_offset),
+        };
+        let (files, unindexed, min_timestamp, max_timestamp) = match &entries {
+            Entries::Files(files) => {
+                let min = files.iter().map(|file| file.min_timestamp).min()?;
+                (files.len(), nodes::unindexed(files), min, files.iter().map(|file| file.max_timestamp).max()?)
+            }
             Entries::Parts(parts) => {
-                let (first, last) = (parts.first()?, parts.last()?);
+                let (min, max) =
+                    (parts.iter().map(|part| part.min_timestamp), parts.iter().map(|part| part.max_timestamp));
                 let files = parts.iter().map(|part| part.files).sum();
-                (first.level + 1, first.base_offset, last.last_offset, files)
+                (files, parts.iter().map(|part| part.unindexed).sum(), min.min()?, max.max()?)
             }
         };
-        Some(Arc::new(Self { stored: None, level, base_offset, last_offset, files, entries }))
+        let stored = None;
+        Some(Arc::new(Self {
+            stored,
+            level,
+            base_offset,
+            last_offset,
+            min_timestamp,
+            max_timestamp,
+            files,
+            unindexed,
+            entries,
+        }))
     }
 
     fn last_file(&self) -> Option<&Arc<DataFile>> {

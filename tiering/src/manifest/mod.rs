@@ -62,7 +62,8 @@ use serde::{Deserialize, Serialize};
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId, TopicName};
 
 use crate::paths::PartitionPath;
-pub use files::{FileList, Files, PART_FANOUT, PART_FILES};
+use crate::split::SplitOptions;
+pub use files::{FileGroup, FileList, FileNode, Files, PART_FANOUT, PART_FILES};
 pub use format::{FORMAT_VERSION, PartRef};
 pub use store::{CommitOutcome, Fenced, ManifestStore};
 
@@ -100,6 +101,10 @@ pub struct DataFile {
     pub data: ObjectRef,
     /// None where search.index = off
     pub split: Option<ObjectRef>,
+    /// How the split was made; `None` where there is none, and where a program made it that did not say so, or said
+    /// what this one does not know.
+    #[serde(default, deserialize_with = "SplitOptions::deserialize_known", skip_serializing_if = "Option::is_none")]
+    pub indexed: Option<SplitOptions>,
     /// Batches that could not be decoded, concatenated byte for byte in one object; served to Fetch as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<RawBatches>,
@@ -158,6 +163,8 @@ pub enum Change {
     RaiseLogStart(Offset),
     /// One verified file in the place of neighbouring files that cover exactly its offsets and have these data keys.
     Merge { file: Arc<DataFile>, replaces: Vec<String> },
+    /// Another verified split for a file, or none; the file must be as it was.
+    Reindex { was: Arc<DataFile>, split: Option<ObjectRef>, indexed: Option<SplitOptions> },
     /// The objects of these keys were deleted; they need not be remembered as retired any more.
     Release(HashSet<String>),
     /// Nothing but the epoch, so that brokers of lower ones are refused from now on.
@@ -194,7 +201,7 @@ pub enum ManifestError {
         "{partition}: {count} retired objects exceed the limit of {RETIRED_MAX}; they are deleted tiering.retired_min_age after they were dropped, try again then"
     )]
     TooManyRetired { partition: String, count: usize },
-    #[error("{partition}: the files at offsets {base} to {last} are not those that were merged; others came first")]
+    #[error("{partition}: the files at offsets {base} to {last} are not those that were read; others came first")]
     Replaced { partition: String, base: Offset, last: Offset },
     #[error("{partition}: {count} newer manifests were created while the newest was being read; try again")]
     Unsettled { partition: String, count: usize },
@@ -260,8 +267,7 @@ impl Manifest {
         if merged.map(|old| &old.data.key).eq(replaces) {
             return Ok(());
         }
-        let partition = self.path().root().to_string();
-        Err(ManifestError::Replaced { partition, base: file.base_offset, last: file.last_offset })
+        Err(replaced(self, file))
     }
 }
 
@@ -316,6 +322,22 @@ impl ManifestHead {
                     return Err(self.too_many_retired(retired.len()));
                 }
             }
+            Change::Reindex { was, split, indexed } => {
+                next.check_merge(&was, std::slice::from_ref(&was.data.key))?;
+                if next.file_for(was.base_offset) != Some(&was) {
+                    return Err(replaced(&next, &was));
+                }
+                let file = Arc::new(DataFile { split, indexed, ..DataFile::clone(&was) });
+                let stays = file.clone();
+                next.files.replace(file, &mut |object: &ObjectRef| {
+                    if !stays.objects().any(|kept| kept.key == object.key) {
+                        retire(object);
+                    }
+                });
+                if retired.len() > RETIRED_MAX {
+                    return Err(self.too_many_retired(retired.len()));
+                }
+            }
             Change::Release(keys) => retired.retain(|old| !keys.contains(&old.object.key)),
             Change::Claim => {}
         }
@@ -347,6 +369,11 @@ impl ManifestHead {
 fn not_contiguous(manifest: &Manifest, file: &DataFile, expected: Offset) -> ManifestError {
     let partition = manifest.path().root().to_string();
     ManifestError::NotContiguous { partition, base: file.base_offset, expected }
+}
+
+fn replaced(manifest: &Manifest, file: &DataFile) -> ManifestError {
+    let partition = manifest.path().root().to_string();
+    ManifestError::Replaced { partition, base: file.base_offset, last: file.last_offset }
 }
 
 #[cfg(test)]

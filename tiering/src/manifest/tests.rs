@@ -8,6 +8,7 @@ use super::files::{Entries, PART_LEVEL_MAX, Part};
 use super::format::DecodedPart;
 use super::*;
 use crate::paths::{AttemptId, ObjectKind, RangeName};
+use crate::split::Analyser;
 use crate::store::ColdStore;
 use crate::testing::{Fault, FaultyStore, manifest_store, path, write_golden_if_asked};
 
@@ -27,6 +28,7 @@ fn file_with(base: i64, last: i64, attempt: AttemptId) -> DataFile {
         digest: "ffeeddccbbaa99887766554433221100".to_owned(),
         data: object(ObjectKind::Data, base, last, attempt),
         split: Some(object(ObjectKind::Split, base, last, attempt)),
+        indexed: None,
         raw: None,
     }
 }
@@ -53,6 +55,37 @@ fn merge(head: &ManifestHead, file: DataFile) -> Change {
     let inside = |old: &&Arc<DataFile>| old.base_offset >= file.base_offset && old.last_offset <= file.last_offset;
     let replaces = head.manifest().files.iter().filter(inside).map(|old| old.data.key.clone()).collect();
     Change::Merge { file: Arc::new(file), replaces }
+}
+
+/// A fresh split for a file, made in another way.
+fn reindex(was: &Arc<DataFile>) -> Change {
+    let split = object(ObjectKind::Split, was.base_offset.0, was.last_offset.0, AttemptId::fresh());
+    let indexed = SplitOptions { fast: was.indexed.is_none_or(|indexed| !indexed.fast), ..SplitOptions::DEFAULT };
+    Change::Reindex { was: was.clone(), split: Some(split), indexed: Some(indexed) }
+}
+
+#[tokio::test]
+async fn a_split_is_replaced_only_if_the_file_is_as_it_was() {
+    let (_, store) = faulty();
+    let manifests = manifest_store(store, 1);
+    let mut head = with_files(&manifests, 3 * PART_FILES as i64).await;
+    for at in [0, PART_FILES, head.manifest().files.len() - 1] {
+        let was = head.manifest().files[at].clone();
+        head = committed(&manifests, &head, reindex(&was)).await;
+        let file = head.manifest().files[at].clone();
+        assert_eq!(DataFile { split: was.split.clone(), indexed: None, ..DataFile::clone(&file) }, *was);
+        assert_ne!(file.split, was.split);
+        let retired: Vec<_> = head.retired().iter().map(|old| old.object.clone()).collect();
+        assert!(retired.contains(was.split.as_ref().unwrap()));
+        assert!(retired.iter().all(|old| !old.key.contains("/data/")), "the data file is still there");
+        // Somebody else was first.
+        let refused = manifests.commit(&head, reindex(&was)).await;
+        assert!(matches!(refused, Err(ManifestError::Replaced { .. })), "{refused:?}");
+        let off = Change::Reindex { was: file, split: None, indexed: None };
+        head = committed(&manifests, &head, off).await;
+        assert_eq!((&head.manifest().files[at].split, head.manifest().files.len()), (&None, 3 * PART_FILES));
+        assert_eq!(manifests.load(&path()).await.unwrap(), head);
+    }
 }
 
 #[tokio::test]
@@ -324,6 +357,7 @@ async fn a_commit_that_dies_anywhere_happened_or_did_not() {
     let changes = [
         Change::Append(Arc::new(file(files * 10, files * 10 + 9))),
         merge(&before, file(10, 639)),
+        reindex(&before.manifest().files[70]),
         Change::RaiseLogStart(Offset(777)),
     ];
     for (change, fault) in changes.into_iter().flat_map(|c| [(c.clone(), Fault::Before), (c, Fault::After)]) {
@@ -463,6 +497,28 @@ fn manifests_of_version_2_read_back_and_are_written_the_same() {
     assert_eq!((decoded.manifest.epoch, decoded.manifest.log_start_offset), (5, Offset(4)));
 }
 
+/// A manifest says how splits were made, in words that another program need not know.
+#[test]
+fn what_is_said_of_splits_reads_back_and_is_written_the_same() {
+    let log = SplitOptions { analyser: Analyser::Log, headers: false, fast: false, ..SplitOptions::DEFAULT };
+    let indexed = |file: &DataFile, indexed| Arc::new(DataFile { indexed: Some(indexed), ..file.clone() });
+    let files = [
+        indexed(&file_with(0, 9, attempt(1)), SplitOptions::DEFAULT),
+        indexed(&file_with(10, 19, attempt(2)), log),
+        Arc::new(file_with(20, 29, attempt(3))),
+    ];
+    let manifest = Manifest { version: 7, epoch: 5, files: files.into_iter().collect(), ..Manifest::empty(&path()) };
+    let head = ManifestHead { manifest: Arc::new(manifest), retired: Vec::new() };
+    let golden = include_bytes!("../../tests/golden/manifest-v2-indexed.json");
+    write_golden_if_asked("manifest-v2-indexed.json", &format::encode_version(&head).unwrap());
+    assert_eq!(format::encode_version(&head).unwrap(), golden.as_slice());
+    let read = |json: &str| format::decode_version(&path(), 7, json.as_bytes()).unwrap().manifest.files;
+    let golden = String::from_utf8_lossy(golden);
+    assert_eq!(read(&golden), head.manifest().files);
+    let newer = golden.replace("words.2 value", "words.77 value");
+    assert_eq!((read(&newer)[0].indexed, read(&newer)[1].indexed), (None, Some(log)));
+}
+
 /// Sorted, contiguous, of levels that do not rise, none too large for what a version may hold.
 fn check_edge(head: &ManifestHead) {
     let levels = levels(head);
@@ -523,7 +579,7 @@ proptest! {
 
     /// Against a model: a map from base to last offset.
     #[test]
-    fn manifests_hold_what_was_committed(steps in prop::collection::vec((0..7_u8, 1..30_i64), 1..300)) {
+    fn manifests_hold_what_was_committed(steps in prop::collection::vec((0..8_u8, 1..30_i64), 1..300)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (_, store) = faulty();
@@ -554,6 +610,13 @@ proptest! {
                             head = committed(&manifests, &head, merge(&head, one.clone())).await;
                             model.retain(|base, _| *base < one.base_offset.0 || *base > one.last_offset.0);
                             model.insert(one.base_offset.0, one.last_offset.0);
+                        }
+                    }
+                    6 => {
+                        let files = &head.manifest().files;
+                        if let Some(was) = files.get(len as usize % files.len().max(1)) {
+                            let change = reindex(was);
+                            head = committed(&manifests, &head, change).await;
                         }
                     }
                     5 => {

@@ -5,7 +5,7 @@
 //! and merges at the first of these places, always [`FILES_MIN`] files or more:
 //!
 //! - *Full*: the next file would make the run larger than a merged file may be, or nothing can be added to it any more
-//!   because a finished file follows, or one that differs in having an index. The run is merged as a whole. A run that
+//!   because a finished file follows, or one that was indexed in another way or not at all. The run is merged as a whole. A run that
 //!   is full with fewer files has large ones, a quarter of the limit or so, which stay: its oldest file leaves it.
 //! - *Tier*: the files behind some file of the run hold together at least [`FAN_IN`]` - 1` times what it holds. The
 //!   oldest such file and all behind it are merged.
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use thermocline_ingest::model::Timestamp;
 
 use crate::manifest::DataFile;
+use crate::split::SplitOptions;
 
 /// How many times larger the oldest file of a tier becomes.
 pub const FAN_IN: u64 = 8;
@@ -56,8 +57,11 @@ struct Extent {
     held_bytes: u64,
     min: Timestamp,
     max: Timestamp,
-    is_indexed: bool,
+    index: Index,
 }
+
+/// Whether there is a split, and how it was made.
+type Index = (bool, Option<SplitOptions>);
 
 impl Extent {
     fn of(file: &DataFile) -> Self {
@@ -67,7 +71,7 @@ impl Extent {
             held_bytes: held_bytes(file),
             min,
             max,
-            is_indexed: file.split.is_some(),
+            index: (file.split.is_some(), file.indexed),
         }
     }
 
@@ -77,7 +81,7 @@ impl Extent {
             held_bytes: self.held_bytes.saturating_add(other.held_bytes),
             min: self.min.min(other.min),
             max: self.max.max(other.max),
-            is_indexed: self.is_indexed,
+            index: self.index,
         }
     }
 
@@ -116,7 +120,7 @@ pub fn plan<'a>(
     for (at, file) in files.into_iter().enumerate() {
         let extent = Extent::of(file);
         let is_closed = extent.is_finished(limits) || is_barred(file);
-        let differs = run.first().is_some_and(|oldest| oldest.is_indexed != extent.is_indexed);
+        let differs = run.first().is_some_and(|oldest| oldest.index != extent.index);
         if is_closed || differs {
             if run.len() >= FILES_MIN {
                 return Some(start..at);

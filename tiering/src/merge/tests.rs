@@ -4,13 +4,16 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStoreExt, PutPayload};
+use tantivy::directory::OwnedBytes;
 use thermocline_config::{ByteSize, CacheConfig, LogConfig};
 use thermocline_ingest::model::Offset;
 use thermocline_ingest::read::ReadRange;
-use thermocline_ingest::record::{BatchDecoder, BatchError, split_batches};
+use thermocline_ingest::record::{BatchDecoder, BatchError, Record, split_batches};
 use tokio::runtime::Handle;
 
 use super::*;
+use crate::archived::Damage;
+use crate::cache::BlockCache;
 use crate::cold::ColdReader;
 use crate::pipeline::{ArchiveJob, Batches, StageOptions};
 use crate::reader::OwnedRecord;
@@ -20,8 +23,8 @@ use crate::testing::{
     tiering_config, undecodable,
 };
 
-const TEXT: SplitOptions = SplitOptions { json: false, positions: false };
-const PHRASES: SplitOptions = SplitOptions { json: false, positions: true };
+const TEXT: SplitOptions = SplitOptions { json: false, positions: false, ..SplitOptions::DEFAULT };
+const PHRASES: SplitOptions = SplitOptions { json: false, positions: true, ..SplitOptions::DEFAULT };
 const RECORDS_PER_FILE: usize = 60;
 
 /// Small row groups: a quarter of the memory of these tests would not hold two large ones.
@@ -225,7 +228,7 @@ async fn damage_is_never_merged() {
             inner.put(&object.path(), PutPayload::from(bad)).await.unwrap();
             let store = FaultyStore::healthy(inner).cold(0);
             match merge_all(&store, 1).await {
-                Err(MergeError::Damaged { key, .. }) => assert_eq!(key, object.key, "byte {at}"),
+                Err(MergeError::Input(ArchivedError::Damaged { key, .. })) => assert_eq!(key, object.key, "byte {at}"),
                 // Bytes of Parquet that carry no record: the records are as they were archived.
                 Ok(_) if *object == file.data => {}
                 other => panic!("byte {at} of {}: {other:?}", object.key),
@@ -234,7 +237,9 @@ async fn damage_is_never_merged() {
         let inner = Arc::new(origin.fork());
         inner.delete(&object.path()).await.unwrap();
         let missing = merge_all(&FaultyStore::healthy(inner).cold(0), 1).await.unwrap_err();
-        assert!(matches!(&missing, MergeError::Damaged { key, source: Damage::Missing } if *key == object.key));
+        assert!(
+            matches!(&missing, MergeError::Input(ArchivedError::Damaged { key, source: Damage::Missing }) if *key == object.key)
+        );
     }
 }
 
@@ -287,7 +292,7 @@ async fn a_merge_that_is_cancelled_or_has_no_memory_leaves_nothing_behind() {
     let keys = faulty.keys().await;
     let (merger, _, archiver) = parts(&faulty.cold(0), 1);
     let cancelled = merger.merge(&path(), &inputs(&head), &|| true).await;
-    assert!(matches!(cancelled, Err(MergeError::Aborted)));
+    assert!(matches!(cancelled, Err(MergeError::Input(ArchivedError::Aborted))));
     let _all = archiver.reserve_for_merge(Archiver::merge_bytes(&config())).unwrap();
     assert!(merger.merge(&path(), &inputs(&head), &|| false).await.unwrap().is_none());
     assert_eq!(faulty.keys().await, keys);

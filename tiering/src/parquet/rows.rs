@@ -8,7 +8,7 @@ use arrow::array::{
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::error::ArrowError;
-use thermocline_ingest::model::PartitionId;
+use thermocline_ingest::model::{Offset, PartitionId, TimestampType};
 use thermocline_ingest::record::Record;
 
 use super::{header_element, header_fields, schema};
@@ -18,8 +18,19 @@ const ROW_BYTES: usize = 32;
 /// What a header costs beside its bytes.
 const HEADER_BYTES: usize = 8;
 
-/// Rows that are not in the writer yet, as Arrow columns under construction.
-pub(super) struct RowBuffer {
+/// A row of the schema but its partition, borrowed. `H` yields header keys and values in order, duplicates included.
+pub struct Row<'a, H> {
+    pub offset: Offset,
+    /// Microseconds since the Unix epoch.
+    pub timestamp: i64,
+    pub timestamp_type: TimestampType,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub headers: H,
+}
+
+/// Rows of one partition, as Arrow columns under construction.
+pub struct RowBuffer {
     offset: Int64Builder,
     timestamp: TimestampMicrosecondBuilder,
     timestamp_type: Int32Builder,
@@ -41,8 +52,8 @@ pub(super) fn row_bytes(record: &Record<'_>) -> usize {
     bytes
 }
 
-impl RowBuffer {
-    pub fn new() -> Self {
+impl Default for RowBuffer {
+    fn default() -> Self {
         Self {
             offset: Int64Builder::new(),
             timestamp: TimestampMicrosecondBuilder::new().with_timezone("UTC"),
@@ -55,21 +66,24 @@ impl RowBuffer {
             bytes: 0,
         }
     }
+}
 
-    pub fn push(&mut self, record: &Record<'_>, micros: i64, size_bytes: usize) {
-        self.offset.append_value(record.offset.0);
-        self.timestamp.append_value(micros);
-        self.timestamp_type.append_value(record.timestamp_type as i32);
-        self.key.append_option(record.key);
-        self.value.append_option(record.value);
+impl RowBuffer {
+    pub fn push<'a>(&mut self, row: Row<'a, impl Iterator<Item = (&'a str, Option<&'a [u8]>)>>) {
+        self.offset.append_value(row.offset.0);
+        self.timestamp.append_value(row.timestamp);
+        self.timestamp_type.append_value(row.timestamp_type as i32);
+        self.key.append_option(row.key);
+        self.value.append_option(row.value);
+        self.bytes += ROW_BYTES + row.key.map_or(0, <[u8]>::len) + row.value.map_or(0, <[u8]>::len);
         let mut end = self.header_ends.last().copied().unwrap_or_default();
-        for (key, value) in record.headers.iter() {
+        for (key, value) in row.headers {
             self.header_key.append_value(key);
             self.header_value.append_option(value);
+            self.bytes += HEADER_BYTES + key.len() + value.map_or(0, <[u8]>::len);
             end += 1;
         }
         self.header_ends.push(end);
-        self.bytes += size_bytes;
     }
 
     /// Decoded bytes of the rows so far.

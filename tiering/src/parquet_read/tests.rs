@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::ReadCounts;
 use crate::cold::testing::{MemorySource, data_file, parquet, record, records, schema};
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -150,10 +151,10 @@ async fn one_message_costs_kilobytes() {
     let bytes = parquet(&records, 200, 1 << 20);
     let size = bytes.len() as u64;
     let (reader, file) = opened(&source, bytes, |object| data_file(object, &records, 0, 39_999)).await;
-    let (file, before) = (file.unwrap(), reader.blocks.bytes_fetched());
-    let found = reader.rows(&file, &[20_123]).await.unwrap();
+    let (file, counts) = (file.unwrap(), Arc::new(ReadCounts::default()));
+    let found = counts.count(reader.rows(&file, &[20_123])).await.unwrap();
     assert_eq!(found, [records[20_123].clone()]);
-    let cost = reader.blocks.bytes_fetched() - before;
+    let cost = counts.bytes();
     assert!(cost <= 8 * crate::cache::BLOCK_BYTES && cost * 8 < size, "{cost} of {size} bytes");
 }
 

@@ -9,7 +9,7 @@ use super::StageError;
 use crate::manifest::{DataFile, ObjectRef, RawBatch, RawBatches};
 use crate::parquet::{ParquetEncoder, ParquetOptions};
 use crate::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
-use crate::split::{SplitError, SplitMerger, SplitWriter};
+use crate::split::{Analyser, SplitError, SplitMerger, SplitOptions, SplitWriter};
 use crate::verify::ContentDigest;
 
 /// Longest reason stored with a raw batch.
@@ -52,6 +52,16 @@ impl Indexing {
             Self::Records(writer) => writer.mem_usage_bytes(),
             Self::Off | Self::Splits(_) => 0,
         }
+    }
+
+    /// What the manifest says of it. Splits of the first analyser never said so.
+    fn options(&self) -> Option<SplitOptions> {
+        let options = match self {
+            Self::Off => None,
+            Self::Records(writer) => Some(writer.options()),
+            Self::Splits(merger) => merger.options(),
+        };
+        options.filter(|options| options.analyser != Analyser::WordsV1)
     }
 
     fn finish(self) -> Result<Option<Bytes>, SplitError> {
@@ -178,6 +188,7 @@ impl FileBuilder {
         };
         let rows = self.parquet.row_count();
         let data = object(ObjectKind::Data, self.parquet.finish(&path.topic, base, last)?);
+        let indexed = self.index.options();
         let split = self.index.finish()?.map(|split| object(ObjectKind::Split, split));
         let raw = match self.raw_batches {
             batches if batches.is_empty() => None,
@@ -193,6 +204,7 @@ impl FileBuilder {
             digest: self.digest.finish(),
             data,
             split,
+            indexed,
             raw,
         };
         Ok(Some(StagedArchive { file, objects }))

@@ -33,9 +33,12 @@ pub(super) enum FieldValue<'a> {
 
 impl RecordDocument {
     pub fn new(record: &Record<'_>, options: SplitOptions, schema: &SplitSchema) -> Self {
-        let value = record.value.map(lossy);
+        let mut value = if options.value || options.json { record.value.map(lossy) } else { None };
         let json = if options.json { value.as_deref().and_then(parse_object) } else { None };
-        let headers = (!record.headers.is_empty()).then(|| {
+        if !options.value {
+            value = None;
+        }
+        let headers = (options.headers && !record.headers.is_empty()).then(|| {
             let member = |(name, value): (&str, Option<&[u8]>)| Member {
                 name: name.to_owned(),
                 value: value.map_or(Node::Null, |bytes| Node::Text(lossy(bytes))),
@@ -46,7 +49,7 @@ impl RecordDocument {
             fields: [schema.value, schema.json, schema.key, schema.headers, schema.timestamp, schema.offset],
             value,
             json,
-            key: record.key.map(lossy),
+            key: if options.key { record.key.map(lossy) } else { None },
             headers,
             timestamp: record.timestamp.0,
             offset: record.offset.0,

@@ -33,8 +33,10 @@ const MAGIC: [u8; 8] = *b"THCSPLIT";
 const VERSION: u16 = 1;
 const HEADER_LEN: usize = 16;
 const TRAILER_LEN: usize = 24;
-/// Read from the end in the first GET; a footer larger than that costs a second one.
-const TAIL_LEN: usize = 64 << 10;
+/// Read from the end first; a footer larger than that costs a second read. Footers grow with their splits.
+const TAIL_LEN_MIN: usize = 64 << 10;
+const TAIL_LEN_MAX: usize = 1 << 20;
+const TAIL_FRACTION: usize = 256;
 /// Largest footer that is believed.
 const FOOTER_LEN_MAX: u64 = 64 << 20;
 /// Most files a split may hold; Tantivy writes about eight.
@@ -61,7 +63,15 @@ pub(super) struct HotRange {
 #[derive(Clone, Debug)]
 pub(super) struct Footer {
     pub files: Vec<FileEntry>,
-    pub hot: Vec<HotRange>,
+    pub hot: HotRanges,
+}
+
+/// What the end of an object shows.
+#[derive(Debug)]
+pub(super) enum Tail {
+    Holds(Footer),
+    /// The footer is larger.
+    BeginsAt(usize),
 }
 
 /// Header and files, back to back.
@@ -72,7 +82,7 @@ pub(super) struct Package {
 
 impl Package {
     pub fn with_capacity(files_len: usize) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER_LEN + files_len + TAIL_LEN);
+        let mut bytes = Vec::with_capacity(HEADER_LEN + files_len + TAIL_LEN_MIN);
         bytes.put_slice(&MAGIC);
         bytes.put_u16_le(VERSION);
         bytes.resize(HEADER_LEN, 0);
@@ -119,30 +129,40 @@ impl Footer {
     /// Reads and checks the footer: one read of the tail, a second where the footer is larger. Blocking.
     pub fn read(object: &dyn FileHandle) -> Result<Self, SplitError> {
         let len = object.len();
-        let min = HEADER_LEN + TRAILER_LEN;
-        if len < min {
-            return Err(SplitError::TooShort { len: len as u64, min: min as u64 });
+        let mut tail = object.read_bytes(Self::tail(len))?;
+        loop {
+            match Self::of_tail(&tail, len)? {
+                Tail::Holds(footer) => return Ok(footer),
+                Tail::BeginsAt(start) => tail = object.read_bytes(start..len)?,
+            }
         }
-        let tail_start = len.saturating_sub(TAIL_LEN);
-        let tail = object.read_bytes(tail_start..len)?;
-        let Some((rest, trailer)) = tail.as_slice().split_last_chunk::<TRAILER_LEN>() else {
-            return Err(SplitError::TooShort { len: len as u64, min: min as u64 });
+    }
+
+    /// Where to look for the footer of an object of `len` bytes.
+    pub fn tail(len: usize) -> Range<usize> {
+        len.saturating_sub((len / TAIL_FRACTION).clamp(TAIL_LEN_MIN, TAIL_LEN_MAX))..len
+    }
+
+    /// The footer of an object of `len` bytes that ends in `tail`.
+    pub fn of_tail(tail: &OwnedBytes, len: usize) -> Result<Tail, SplitError> {
+        let min = HEADER_LEN + TRAILER_LEN;
+        let too_short = SplitError::TooShort { len: len as u64, min: min as u64 };
+        let Some((rest, trailer)) = tail.as_slice().split_last_chunk::<TRAILER_LEN>().filter(|_| len >= min) else {
+            return Err(too_short);
         };
         let (body_len, crc) = read_trailer(trailer)?;
         let max = ((len - min) as u64).min(FOOTER_LEN_MAX);
         if body_len > max {
             return Err(SplitError::FooterLength { len: body_len, max });
         }
-        let body_len = body_len as usize;
-        let body = match rest.len().checked_sub(body_len) {
-            Some(start) => tail.slice(start..rest.len()),
-            None => object.read_bytes(len - TRAILER_LEN - body_len..len - TRAILER_LEN)?,
-        };
+        let body_start = len - TRAILER_LEN - body_len as usize;
+        let Some(start) = rest.len().checked_sub(body_len as usize) else { return Ok(Tail::BeginsAt(body_start)) };
+        let body = tail.slice(start..rest.len());
         let found = crc32c::crc32c(&body);
         if found != crc {
             return Err(SplitError::Checksum { found, expected: crc });
         }
-        Self::parse(&body, len - TRAILER_LEN - body_len)
+        Ok(Tail::Holds(Self::parse(&body, body_start)?))
     }
 
     /// `files_end`: position of the footer body, up to which files may reach.
@@ -188,7 +208,7 @@ impl Footer {
         if !fields.rest.is_empty() {
             return Err(SplitError::Footer("bytes are left over"));
         }
-        Ok(Self { files, hot })
+        Ok(Self { files, hot: HotRanges(hot.into()) })
     }
 }
 
@@ -240,12 +260,24 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// An object whose hot ranges are answered from memory.
+/// The hot ranges of a footer: ascending and disjoint.
+#[derive(Clone, Debug)]
+pub(super) struct HotRanges(Arc<[HotRange]>);
+
+impl HotRanges {
+    /// The bytes of `range`, where a hot range holds them all.
+    pub fn find(&self, range: &Range<usize>) -> Option<OwnedBytes> {
+        let at = self.0.partition_point(|hot| hot.position + hot.bytes.len() < range.end);
+        let hot = self.0.get(at).filter(|hot| hot.position <= range.start && range.start <= range.end)?;
+        Some(hot.bytes.slice(range.start - hot.position..range.end - hot.position))
+    }
+}
+
+/// A local object whose hot ranges are answered from memory.
 #[derive(Clone, Debug)]
 pub(super) struct HotObject {
     pub inner: Arc<dyn FileHandle>,
-    /// Ascending and disjoint.
-    pub hot: Arc<[HotRange]>,
+    pub hot: HotRanges,
 }
 
 impl tantivy::HasLen for HotObject {
@@ -256,13 +288,6 @@ impl tantivy::HasLen for HotObject {
 
 impl FileHandle for HotObject {
     fn read_bytes(&self, range: Range<usize>) -> std::io::Result<OwnedBytes> {
-        let at = self.hot.partition_point(|hot| hot.position + hot.bytes.len() < range.end);
-        if let Some(hot) = self.hot.get(at)
-            && hot.position <= range.start
-            && range.start <= range.end
-        {
-            return Ok(hot.bytes.slice(range.start - hot.position..range.end - hot.position));
-        }
-        self.inner.read_bytes(range)
+        self.hot.find(&range).map_or_else(|| self.inner.read_bytes(range), Ok)
     }
 }

@@ -16,8 +16,9 @@ use super::{SplitError, SplitOptions};
 /// How the splits of neighbouring files become one.
 pub enum SplitJoin {
     Merge(SplitMerger),
-    /// They were made in different ways, so the records must be indexed again. Whatever could be searched for in one
-    /// of the splits can be in all of the file then.
+    /// They have other fields or positions, so the records must be indexed again. Whatever could be searched for in
+    /// one of the splits can be in all of the file then. Splits of different analysers are not joined: there are no
+    /// words that would be found in both.
     IndexAgain(SplitOptions),
 }
 
@@ -33,16 +34,28 @@ impl SplitJoin {
         if pairs.all(|(a, b)| a.fields.schema == b.fields.schema && a.index.settings() == b.index.settings()) {
             return Ok(Self::Merge(SplitMerger { splits }));
         }
-        let mut options = SplitOptions { json: false, positions: false };
+        let mut joint: Option<SplitOptions> = None;
         for split in &splits {
-            options.positions |= split.fields.has_positions();
-            options.json |= split.has_json()?;
+            let options = split.options()?;
+            joint = Some(match joint {
+                Some(joint) if joint.analyser != options.analyser => {
+                    let (first, second) = (joint.analyser.name(), options.analyser.name());
+                    return Err(SplitError::Analysers { first, second });
+                }
+                Some(joint) => joint.union(options),
+                None => options,
+            });
         }
-        Ok(Self::IndexAgain(options))
+        Ok(Self::IndexAgain(joint.unwrap_or_default()))
     }
 }
 
 impl SplitMerger {
+    /// How the splits were made, and the merged one is.
+    pub fn options(&self) -> Option<SplitOptions> {
+        self.splits.first().map(|split| split.fields.options())
+    }
+
     /// The packaged split. CPU-bound; holds the inputs and the result in memory.
     pub fn finish(self) -> Result<Bytes, SplitError> {
         let indices: Vec<_> = self.splits.into_iter().map(|split| split.index).collect();

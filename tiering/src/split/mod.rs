@@ -9,10 +9,13 @@
 
 mod document;
 mod format;
+mod in_place;
 mod json;
 mod merge;
+mod options;
 mod package;
 mod reader;
+mod times;
 mod tokenizer;
 mod writer;
 
@@ -21,14 +24,20 @@ mod tests;
 
 use std::io;
 
+pub use in_place::Held;
 pub use merge::{SplitJoin, SplitMerger};
+pub use options::SplitOptions;
 pub use reader::{SplitReader, local_file};
 use tantivy::schema::{
     Field, FieldType, INDEXED, IndexRecordOption, JsonObjectOptions, NumericOptions, Schema, TextFieldIndexing,
     TextOptions,
 };
-pub use tokenizer::{TOKEN_LEN_MAX, TOKENIZER, ThermoclineTokenizer, tokenizers};
+pub use times::{TIMES_BLOCK_DOCS, Times, TimesBlock};
+use tokenizer::KEYWORD;
+pub use tokenizer::{Analyser, KEYWORD_LEN_MAX, QueryWord, TOKEN_LEN_MAX, tokenizers};
 pub use writer::SplitWriter;
+
+use crate::store::StoreError;
 
 /// Why a split could not be written or opened.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +56,22 @@ pub enum SplitError {
     Footer(&'static str),
     #[error("split schema: field {field:?} is missing or has another type")]
     Schema { field: &'static str },
+    #[error("split schema: analyser {name:?} is not known; a newer program made it")]
+    Analyser { name: String },
+    #[error("split schema: {first} and {second} are analysers of one split, or of splits to merge")]
+    Analysers { first: &'static str, second: &'static str },
     #[error("split has {found} segments; it must have 1")]
     Segments { found: usize },
     #[error("merging splits: document {doc} has offset {offset}, which does not follow {before}")]
     Order { doc: u32, offset: i64, before: i64 },
+    #[error("times of a split are damaged: {0}")]
+    Times(&'static str),
     #[error("reading a split")]
     Io(#[from] io::Error),
+    #[error("fetching a split")]
+    Store(#[from] StoreError),
+    #[error("opening a split was stopped")]
+    Stopped(#[from] tokio::task::JoinError),
     #[error("full-text index of a split")]
     Index(#[from] tantivy::TantivyError),
     #[error("file {name} of a split")]
@@ -63,22 +82,17 @@ pub enum SplitError {
     },
 }
 
-/// How a topic is indexed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SplitOptions {
-    /// Index JSON leaves too (`search.index = json`).
-    pub json: bool,
-    /// Keep token positions, so that phrases can be searched (`search.positions`).
-    pub positions: bool,
-}
-
 /// The fields of every split. doc id = row number in the data file.
+///
+/// A field that the topic leaves out is there, and neither indexed nor kept in columns.
 #[derive(Clone, Debug)]
 pub struct SplitSchema {
     pub schema: Schema,
+    /// How all of its texts are cut into words.
+    pub analyser: Analyser,
     /// Text of the value, lossily decoded where it is not UTF-8.
     pub value: Field,
-    /// Every leaf of a value that is a JSON object; empty unless [`SplitOptions::json`].
+    /// Every leaf of a value that is a JSON object.
     pub json: Field,
     /// Text of the key, lossily decoded where it is not UTF-8.
     pub key: Field,
@@ -95,26 +109,34 @@ impl SplitSchema {
     pub fn new(options: SplitOptions) -> Self {
         let option =
             if options.positions { IndexRecordOption::WithFreqsAndPositions } else { IndexRecordOption::Basic };
-        let indexing = TextFieldIndexing::default().set_tokenizer(TOKENIZER).set_index_option(option);
+        let indexing = TextFieldIndexing::default().set_tokenizer(options.analyser.name()).set_index_option(option);
         // Lengths matter for the ranking of values only.
         let unranked = indexing.clone().set_fieldnorms(false);
-        let object = JsonObjectOptions::default().set_indexing_options(unranked.clone()).set_expand_dots_enabled();
+        let object = |is_indexed: bool| {
+            let object = JsonObjectOptions::default().set_expand_dots_enabled();
+            match (is_indexed, options.fast) {
+                (false, _) => object,
+                (true, false) => object.set_indexing_options(unranked.clone()),
+                (true, true) => object.set_indexing_options(unranked.clone()).set_fast(KEYWORD),
+            }
+        };
+        let text = |is_indexed: bool, indexing: &TextFieldIndexing| match is_indexed {
+            true => TextOptions::default().set_indexing_options(indexing.clone()),
+            false => TextOptions::default(),
+        };
+        let key = text(options.key, &unranked);
+        let key = if options.key && options.fast { key.set_fast(KEYWORD) } else { key };
         let number = NumericOptions::from(INDEXED).set_fast();
 
         let mut builder = Schema::builder();
-        let value = builder.add_text_field("value", TextOptions::default().set_indexing_options(indexing));
-        let json = builder.add_json_field("json", object.clone());
-        let key = builder.add_text_field("key", TextOptions::default().set_indexing_options(unranked));
-        let headers = builder.add_json_field("headers", object);
+        let value = builder.add_text_field("value", text(options.value, &indexing));
+        let json = builder.add_json_field("json", object(options.json));
+        let key = builder.add_text_field("key", key);
+        let headers = builder.add_json_field("headers", object(options.headers));
         let timestamp = builder.add_i64_field("timestamp", number.clone());
         let offset = builder.add_i64_field("offset", number);
-        Self { schema: builder.build(), value, json, key, headers, timestamp, offset }
-    }
-
-    /// Whether values of text fields can be searched for phrases.
-    fn has_positions(&self) -> bool {
-        let option = self.schema.get_field_entry(self.value).field_type().get_index_record_option();
-        option.is_some_and(IndexRecordOption::has_positions)
+        let (schema, analyser) = (builder.build(), options.analyser);
+        Self { schema, analyser, value, json, key, headers, timestamp, offset }
     }
 
     /// The fields of a split that was read; checks that they are what [`Self::new`] makes.
@@ -126,10 +148,11 @@ impl SplitSchema {
                 .filter(|field| fits(schema.get_field_entry(*field).field_type()))
                 .ok_or(SplitError::Schema { field: name })
         };
-        let is_text = |kind: &FieldType| matches!(kind, FieldType::Str(_)) && kind.is_indexed();
-        let is_json = |kind: &FieldType| matches!(kind, FieldType::JsonObject(_)) && kind.is_indexed();
+        let is_text = |kind: &FieldType| matches!(kind, FieldType::Str(_));
+        let is_json = |kind: &FieldType| matches!(kind, FieldType::JsonObject(_));
         let is_number = |kind: &FieldType| matches!(kind, FieldType::I64(_)) && kind.is_indexed() && kind.is_fast();
         Ok(Self {
+            analyser: analyser_of(&schema)?,
             value: field("value", is_text)?,
             json: field("json", is_json)?,
             key: field("key", is_text)?,
@@ -139,4 +162,61 @@ impl SplitSchema {
             schema,
         })
     }
+
+    /// The options with which it was made. Splits of [`Analyser::WordsV1`] have a field for JSON whether or not it was
+    /// asked for.
+    pub fn options(&self) -> SplitOptions {
+        SplitOptions {
+            analyser: self.analyser,
+            value: self.is_indexed(self.value),
+            json: self.is_indexed(self.json),
+            key: self.is_indexed(self.key),
+            headers: self.is_indexed(self.headers),
+            positions: [self.value, self.json, self.key, self.headers]
+                .into_iter()
+                .any(|field| self.has_positions(field)),
+            fast: [self.json, self.key, self.headers].into_iter().any(|field| self.is_fast(field)),
+        }
+    }
+
+    /// Whether the field can be searched.
+    pub fn is_indexed(&self, field: Field) -> bool {
+        self.kind(field).is_indexed()
+    }
+
+    /// Whether the field is kept in columns: can be aggregated and sorted by.
+    pub fn is_fast(&self, field: Field) -> bool {
+        self.kind(field).is_fast()
+    }
+
+    /// Whether the field can be searched for phrases.
+    pub fn has_positions(&self, field: Field) -> bool {
+        self.kind(field).get_index_record_option().is_some_and(IndexRecordOption::has_positions)
+    }
+
+    fn kind(&self, field: Field) -> &FieldType {
+        self.schema.get_field_entry(field).field_type()
+    }
+}
+
+/// The one analyser of all fields that are indexed as text.
+fn analyser_of(schema: &Schema) -> Result<Analyser, SplitError> {
+    let mut found = None;
+    for (_, entry) in schema.fields() {
+        let indexing = match entry.field_type() {
+            FieldType::Str(options) => options.get_indexing_options(),
+            FieldType::JsonObject(options) => options.get_text_indexing_options(),
+            _ => None,
+        };
+        let Some(indexing) = indexing else { continue };
+        let name = indexing.tokenizer();
+        let analyser = Analyser::named(name).ok_or_else(|| SplitError::Analyser { name: name.to_owned() })?;
+        match found {
+            Some(first) if first != analyser => {
+                return Err(SplitError::Analysers { first: Analyser::name(first), second: analyser.name() });
+            }
+            _ => found = Some(analyser),
+        }
+    }
+    Ok(found.unwrap_or(Analyser::Words))
 }

@@ -8,14 +8,16 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tantivy::directory::{Directory, FileHandle, OwnedBytes, RamDirectory};
 use tantivy::index::SegmentComponent;
-use tantivy::{HasLen, Index};
+use tantivy::{HasLen, Index, ReloadPolicy};
 
 use super::SplitError;
 use super::format::{FileEntry, Package};
-use super::reader::{SplitDirectory, open_index, out_of_range};
+use super::reader::{SplitDirectory, column, open_index, out_of_range};
+use super::times::{self, Times};
 
-/// A single read of more than this while opening is not worth repeating in the footer.
-const HOT_RANGE_LEN_MAX: usize = 256 << 10;
+/// A single read of more than this while opening is not worth repeating in the footer. The index of a large term
+/// dictionary is: without it no term is found.
+const HOT_RANGE_LEN_MAX: usize = 4 << 20;
 /// Hot ranges closer than this become one.
 const HOT_GAP_MAX: usize = 64;
 
@@ -42,6 +44,7 @@ pub(super) fn package(index: Index, directory: RamDirectory) -> Result<Bytes, Sp
             files.push((path.to_string_lossy().into_owned(), read(&directory, &path)?));
         }
     }
+    files.push((times::FILE.to_owned(), OwnedBytes::new(times_of(&index)?)));
     let mut package = Package::with_capacity(files.iter().map(|(_, bytes)| bytes.len()).sum());
     for (name, bytes) in files {
         package.add(&name, &bytes);
@@ -52,6 +55,14 @@ pub(super) fn package(index: Index, directory: RamDirectory) -> Result<Bytes, Sp
     let hot = read_while_opening(&bytes, &files)?;
     let bytes = Arc::try_unwrap(bytes).unwrap_or_else(|shared| shared.as_ref().clone());
     Ok(Package { bytes, files }.finish(&hot))
+}
+
+fn times_of(index: &Index) -> Result<Vec<u8>, SplitError> {
+    let searcher = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?.searcher();
+    let [segment] = searcher.segment_readers() else {
+        return Err(SplitError::Segments { found: searcher.segment_readers().len() });
+    };
+    Ok(Times::write(column(segment, "timestamp")?.iter()))
 }
 
 fn exists(directory: &RamDirectory, path: &Path) -> Result<bool, SplitError> {

@@ -1,4 +1,4 @@
-//! Opens a split over anything that can be read by position: an object behind the block cache, or a local file.
+//! Opens a split over anything that can be read by position: an object of the store, read in place, or a local file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,40 +7,124 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tantivy::columnar::{Cardinality, ColumnValues};
 use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
 use tantivy::directory::{
     Directory, DirectoryLock, FileHandle, FileSlice, Lock, OwnedBytes, WatchCallback, WatchHandle, WritePtr,
 };
-use tantivy::{HasLen, Index, ReloadPolicy};
+use tantivy::{HasLen, Index, ReloadPolicy, SegmentReader};
+use tokio::task::spawn_blocking;
 
-use super::format::{FileEntry, Footer, HotObject};
-use super::{SplitError, SplitSchema, tokenizers};
+use super::format::{FileEntry, Footer, HotObject, Tail};
+use super::in_place::{Held, InPlace, owned};
+use super::times::{self, Times};
+use super::{Analyser, QueryWord, SplitError, SplitOptions, SplitSchema, tokenizers};
+use crate::cache::BlockCache;
+use crate::manifest::ObjectRef;
 
-/// An opened split. Searching it reads from its file: blocking.
+/// Rounds of fetching in which a split opens whose footer does not hold all of it.
+const OPEN_ROUNDS_MAX: usize = 16;
+/// What an opened split takes beside its footer: schema, readers of its fields.
+const OPEN_OVERHEAD_BYTES: usize = 64 << 10;
+
+/// An opened split. Cheap to clone. One of a local file reads from it: blocking. One that is read in place reads from
+/// memory only: see [`Self::search`].
 #[derive(Clone)]
 pub struct SplitReader {
     pub index: Index,
     pub searcher: tantivy::Searcher,
     pub fields: SplitSchema,
+    pub times: Times,
+    /// By document; ascending.
+    pub offsets: Arc<dyn ColumnValues<i64>>,
+    in_place: Option<Arc<InPlace>>,
+    memory_bytes: usize,
 }
 
 impl SplitReader {
     /// Opens a split; reads its footer only. Blocking. Damaged bytes are an error.
     pub fn open(file: Arc<dyn FileHandle>) -> Result<Self, SplitError> {
         let footer = Footer::read(file.as_ref())?;
-        let object: Arc<dyn FileHandle> = Arc::new(HotObject { inner: file, hot: footer.hot.into() });
+        let object: Arc<dyn FileHandle> = Arc::new(HotObject { inner: file, hot: footer.hot });
         open_index(SplitDirectory::new(object, &footer.files))
     }
-}
 
-impl SplitReader {
+    /// Opens a split where it lies in the store, most often with one request.
+    pub async fn open_in_place(blocks: &BlockCache, object: &ObjectRef) -> Result<Self, SplitError> {
+        let len = usize::try_from(object.size_bytes).map_err(io::Error::other)?;
+        let mut range = Footer::tail(len);
+        let footer = loop {
+            // Past the cache: what is opened is kept as such.
+            let tail = blocks.fetch(object, range.start as u64..range.end as u64).await?;
+            match Footer::of_tail(&owned(tail), len)? {
+                Tail::Holds(footer) => break footer,
+                Tail::BeginsAt(start) => range.start = start,
+            }
+        };
+        let in_place = InPlace { blocks: blocks.clone(), object: object.clone(), hot: footer.hot };
+        let in_place = Arc::new(in_place);
+        let directory = SplitDirectory::new(in_place.clone(), &footer.files);
+        let mut held = Held::default();
+        for _ in 0..OPEN_ROUNDS_MAX {
+            let directory = directory.clone();
+            let open = move || {
+                let opened = held.enter(|| open_index(directory));
+                (opened, held)
+            };
+            let (opened, now) = spawn_blocking(open).await?;
+            held = now;
+            if !held.lacks_bytes() {
+                let memory_bytes = range.len() + held.held_bytes() as usize + OPEN_OVERHEAD_BYTES;
+                return Ok(Self { in_place: Some(in_place), memory_bytes, ..opened? });
+            }
+            in_place.fetch(&mut held).await?;
+        }
+        Err(SplitError::Footer("it holds too little of the split"))
+    }
+
+    /// The split of an index of one segment.
+    pub fn of(index: Index) -> Result<Self, SplitError> {
+        read_index(index, None)
+    }
+
+    /// Runs `search` on this split, which must not wait for anything. Where it lacked bytes ([`Held::lacks_bytes`]), its
+    /// result means nothing: [`Self::fetch`] them and run it again.
+    pub fn search<T>(&self, held: &mut Held, search: impl FnOnce() -> T) -> T {
+        held.enter(search)
+    }
+
+    /// Fetches what the last search lacked.
+    pub async fn fetch(&self, held: &mut Held) -> Result<(), SplitError> {
+        match &self.in_place {
+            Some(in_place) => in_place.fetch(held).await,
+            None => Ok(()),
+        }
+    }
+
+    /// About what it takes in memory while it is open.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// Documents; as many as the data file has rows.
     pub fn docs(&self) -> u64 {
         self.searcher.num_docs()
     }
 
-    /// Whether leaves of JSON values are indexed, as far as there were any. Blocking.
-    pub(super) fn has_json(&self) -> Result<bool, SplitError> {
+    /// The words to look for where a query has this text, by the analyser of this split. `is_prefix`: the text may go
+    /// on, so its last word is the start of one.
+    pub fn query_words(&self, text: &str, is_prefix: bool) -> Vec<QueryWord> {
+        self.fields.analyser.query_words(text, is_prefix)
+    }
+
+    /// The options that make a split in which all can be found that can be in this one. Blocking.
+    pub(super) fn options(&self) -> Result<SplitOptions, SplitError> {
+        let options = self.fields.options();
+        let json = options.json && (options.analyser != Analyser::WordsV1 || self.has_json()?);
+        Ok(SplitOptions { json, ..options })
+    }
+
+    fn has_json(&self) -> Result<bool, SplitError> {
         for segment in self.searcher.segment_readers() {
             if segment.inverted_index(self.fields.json)?.terms().num_terms() > 0 {
                 return Ok(true);
@@ -52,15 +136,38 @@ impl SplitReader {
 
 /// Opens the one segment of a package.
 pub(super) fn open_index(directory: SplitDirectory) -> Result<SplitReader, SplitError> {
-    let mut index = Index::open(directory)?;
+    let times = Path::new(times::FILE);
+    let file = directory.exists(times).ok().filter(|exists| *exists).map(|_| directory.open_read(times)).transpose();
+    let file = file.map_err(|source| SplitError::File { name: times::FILE.to_owned(), source })?;
+    read_index(Index::open(directory)?, file)
+}
+
+/// `times`: the file of that name, where the package has one.
+fn read_index(mut index: Index, times: Option<FileSlice>) -> Result<SplitReader, SplitError> {
     index.set_tokenizers(tokenizers());
+    index.set_fast_field_tokenizers(tokenizers());
     let fields = SplitSchema::of(index.schema())?;
     let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
     let searcher = reader.searcher();
-    match searcher.segment_readers().len() {
-        1 => Ok(SplitReader { index, searcher, fields }),
-        found => Err(SplitError::Segments { found }),
+    let [segment] = searcher.segment_readers() else {
+        return Err(SplitError::Segments { found: searcher.segment_readers().len() });
+    };
+    let docs = segment.max_doc();
+    let times = match times {
+        Some(file) => Times::open(file, docs)?,
+        None => Times::of(column(segment, "timestamp")?.iter(), docs)?,
+    };
+    let offsets = column(segment, "offset")?;
+    Ok(SplitReader { times, offsets, index, searcher, fields, in_place: None, memory_bytes: OPEN_OVERHEAD_BYTES })
+}
+
+/// A column of which every document has a value.
+pub(super) fn column(segment: &SegmentReader, name: &'static str) -> Result<Arc<dyn ColumnValues<i64>>, SplitError> {
+    let column = segment.fast_fields().i64(name)?;
+    if column.get_cardinality() != Cardinality::Full {
+        return Err(SplitError::Schema { field: name });
     }
+    Ok(column.values)
 }
 
 /// A local file as a [`FileHandle`] with positioned reads. Blocking.

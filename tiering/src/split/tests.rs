@@ -14,7 +14,7 @@ use thermocline_ingest::record::{BatchDecoder, BatchEncoder, BatchError, Headers
 use super::tokenizer::TOKEN_LEN_MAX;
 use super::*;
 
-const OPTIONS: SplitOptions = SplitOptions { json: true, positions: true };
+const OPTIONS: SplitOptions = SplitOptions::DEFAULT;
 
 fn record<'a>(offset: i64, key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> Record<'a> {
     let (timestamp_type, headers) = (TimestampType::CreateTime, Headers::default());
@@ -90,8 +90,8 @@ fn json_leaves_are_indexed_by_path() {
     assert_eq!(docs(&split, age), [0]);
     assert_eq!(docs(&split, Term::from_field_text(split.fields.value, "object")), [2]);
 
-    let plain = open(&split_of(&values, SplitOptions { json: false, positions: true }));
-    assert!(docs(&plain, json_text(plain.fields.json, "tags", "red")).is_empty());
+    let plain = open(&split_of(&values, SplitOptions { json: false, positions: true, ..SplitOptions::default() }));
+    assert!(!plain.fields.is_indexed(plain.fields.json));
     assert_eq!(docs(&plain, Term::from_field_text(plain.fields.value, "red")), [0]);
 }
 
@@ -103,7 +103,10 @@ fn phrases_need_positions() {
         split.searcher.search(&PhraseQuery::new(vec![term("disk"), term("failure")]), &Count)
     };
     assert_eq!(phrase(&open(&split_of(&values, OPTIONS))).unwrap(), 1);
-    assert!(phrase(&open(&split_of(&values, SplitOptions { json: false, positions: false }))).is_err());
+    assert!(
+        phrase(&open(&split_of(&values, SplitOptions { json: false, positions: false, ..SplitOptions::default() })))
+            .is_err()
+    );
 }
 
 #[test]
@@ -187,29 +190,80 @@ fn local_files_open() {
     assert_eq!(docs(&split, Term::from_field_text(split.fields.value, "world")), [0]);
 }
 
-fn golden() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/split-v1.split")
+fn golden(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// Splits of format version 1 must stay readable. To make the file anew: delete it and run this test.
+/// Splits of format version 1, which knew one analyser, must stay readable and mean what they meant. No program makes
+/// this file any more.
 #[test]
 fn golden_split_opens() {
-    let path = golden();
-    if !path.exists() {
-        let mut writer = SplitWriter::new(OPTIONS).unwrap();
-        for (offset, value) in ["first golden message", r#"{"level":"warn","code":503}"#, "last"].iter().enumerate() {
-            writer.add(&record(100 + offset as i64, Some(b"k"), Some(value.as_bytes()))).unwrap();
-        }
-        std::fs::write(&path, writer.finish().unwrap()).unwrap();
-    }
+    let path = golden("split-v1.split");
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!(&bytes[..16], b"THCSPLIT\x01\0\0\0\0\0\0\0");
     let split = SplitReader::open(local_file(&path).unwrap()).unwrap();
+    let options = SplitOptions { analyser: Analyser::WordsV1, fast: false, ..OPTIONS };
+    assert_eq!(split.options().unwrap(), options);
+    assert_eq!(split.query_words("東京都", false)[0].text, "東京都");
     assert_eq!(split.searcher.num_docs(), 3);
     assert_eq!(docs(&split, Term::from_field_text(split.fields.value, "golden")), [0]);
     assert_eq!(docs(&split, json_text(split.fields.json, "level", "warn")), [1]);
     assert_eq!(docs(&split, Term::from_field_i64(split.fields.offset, 102)), [2]);
     assert_eq!(docs(&split, Term::from_field_i64(split.fields.timestamp, 1_101)), [1]);
+}
+
+/// What the names of analysers mean must never change. To make a file anew: delete it and run this test.
+#[test]
+fn golden_analysers_find_what_they_found() {
+    let values = [r#"{"peer":"10.0.0.7:8080","status":500}"#, "GET /var/log/syslog 東京都"];
+    for (analyser, name) in [(Analyser::Words, "split-words2.split"), (Analyser::Log, "split-log1.split")] {
+        let (path, options) = (golden(name), SplitOptions { analyser, ..OPTIONS });
+        if !path.exists() {
+            std::fs::write(&path, split_at(100, &values, options)).unwrap();
+        }
+        let split = SplitReader::open(local_file(&path).unwrap()).unwrap();
+        assert_eq!(split.options().unwrap(), options);
+        let words = |field, text: &str| docs(&split, Term::from_field_text(field, text));
+        for (word, found) in
+            [("東京", vec![1]), ("京都", vec![1]), ("syslog", vec![1]), ("8080", vec![0]), ("東京都", vec![])]
+        {
+            assert_eq!(words(split.fields.value, word), found, "{word} by {analyser:?}");
+        }
+        let whole = if analyser == Analyser::Log { vec![1] } else { vec![] };
+        assert_eq!(words(split.fields.value, "var/log/syslog"), whole);
+        let address = docs(&split, json_text(split.fields.json, "peer", "10.0.0.7"));
+        assert_eq!(address.len(), usize::from(analyser == Analyser::Log));
+
+        let columns = split.searcher.segment_reader(0).fast_fields();
+        let peers = columns.str("json.peer").unwrap().unwrap();
+        let mut peer = String::new();
+        peers.ord_to_str(0, &mut peer).unwrap();
+        assert_eq!(peer, "10.0.0.7:8080");
+        assert_eq!(columns.i64("json.status").unwrap().first(0), Some(500));
+        assert_eq!(columns.str("key").unwrap().unwrap().num_terms(), 2);
+    }
+}
+
+#[test]
+fn what_is_left_out_is_neither_indexed_nor_kept() {
+    let value = r#"{"a":"b"}"#;
+    for (value_on, json, key, fast) in
+        [(false, true, true, true), (true, false, false, true), (true, true, true, false)]
+    {
+        let options = SplitOptions { value: value_on, json, key, fast, ..OPTIONS };
+        let split = open(&split_at(0, &[value], options));
+        assert_eq!(split.options().unwrap(), options);
+        let fields = &split.fields;
+        let terms = |field| split.searcher.segment_reader(0).inverted_index(field).unwrap().terms().num_terms();
+        assert_eq!(fields.is_indexed(fields.value), value_on);
+        assert_eq!((fields.is_indexed(fields.key), fields.is_fast(fields.key)), (key, key && fast));
+        if value_on {
+            assert_eq!(terms(fields.value), 2);
+        }
+        let columns = split.searcher.segment_reader(0).fast_fields();
+        let is_kept = |name: &str| columns.str(name).is_ok_and(|column| column.is_some());
+        assert_eq!((is_kept("json.a"), is_kept("key")), (json && fast, key && fast));
+    }
 }
 
 fn split_at(base: i64, values: &[&str], options: SplitOptions) -> Bytes {
@@ -229,9 +283,9 @@ fn merged(splits: &[Bytes]) -> Result<Bytes, SplitError> {
 
 #[test]
 fn splits_that_differ_are_indexed_again_with_all_that_they_had() {
-    let (text, json) = (r#"{"a":"b"}"#, SplitOptions { json: true, positions: false });
-    let plain = SplitOptions { json: false, positions: false };
-    let phrases = SplitOptions { json: false, positions: true };
+    let (text, json) = (r#"{"a":"b"}"#, SplitOptions { json: true, positions: false, ..SplitOptions::default() });
+    let plain = SplitOptions { json: false, positions: false, ..SplitOptions::default() };
+    let phrases = SplitOptions { json: false, positions: true, ..SplitOptions::default() };
     let join = |first, second| {
         let splits = [split_at(0, &[text], first), split_at(1, &[text], second)];
         match SplitJoin::of(splits.iter().map(|split| open(split)).collect()).unwrap() {
@@ -241,8 +295,18 @@ fn splits_that_differ_are_indexed_again_with_all_that_they_had() {
     };
     assert_eq!(join(plain, phrases), Some(phrases));
     assert_eq!(join(json, phrases), Some(OPTIONS));
-    // Each document keeps what it had.
-    assert_eq!(join(plain, json), None);
+    let (plain_key, some_key) =
+        (SplitOptions { key: false, ..plain }, SplitOptions { key: true, value: false, ..plain });
+    assert_eq!(join(plain_key, some_key), Some(plain));
+    assert_eq!(join(json, json), None);
+}
+
+#[test]
+fn splits_of_different_analysers_are_not_joined() {
+    let log = SplitOptions { analyser: Analyser::Log, ..OPTIONS };
+    let splits = [split_at(0, &["a-b"], OPTIONS), split_at(1, &["a-b"], log)];
+    let joined = SplitJoin::of(splits.iter().map(|split| open(split)).collect());
+    assert!(matches!(joined, Err(SplitError::Analysers { first: "words.2", second: "log.1" })));
 }
 
 #[test]
@@ -286,9 +350,9 @@ proptest! {
     #[test]
     fn merged_splits_are_as_if_indexed_at_once(
         parts in proptest::collection::vec(proptest::collection::vec("([a-c]{1,2}|\\{\"a\":\"[ab]\"\\}|[ ,]){0,6}", 0..40), 1..6),
-        json in any::<bool>(), positions in any::<bool>(),
+        json in any::<bool>(), positions in any::<bool>(), fast in any::<bool>(),
     ) {
-        let options = SplitOptions { json, positions };
+        let options = SplitOptions { json, positions, fast, ..SplitOptions::default() };
         let all: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
         let mut base = 100;
         let mut splits = Vec::new();
@@ -310,7 +374,9 @@ proptest! {
             let term = |split: &SplitReader| docs(split, Term::from_field_text(split.fields.value, word));
             prop_assert_eq!(term(&merged), term(&whole), "{}", word);
             let leaf = |split: &SplitReader| docs(split, json_text(split.fields.json, "a", word));
-            prop_assert_eq!(leaf(&merged), leaf(&whole), "{} in JSON", word);
+            if json {
+                prop_assert_eq!(leaf(&merged), leaf(&whole), "{} in JSON", word);
+            }
         }
         for key in ["k0", "k1", "k2"] {
             let term = |split: &SplitReader| docs(split, Term::from_field_text(split.fields.key, key));
@@ -339,7 +405,7 @@ proptest! {
         json in any::<bool>(), positions in any::<bool>(),
     ) {
         let texts: Vec<&str> = values.iter().map(String::as_str).collect();
-        let split = open(&split_of(&texts, SplitOptions { json, positions }));
+        let split = open(&split_of(&texts, SplitOptions { json, positions, ..SplitOptions::default() }));
         let tokens = |text: &str| -> Vec<String> {
             text.split(|c: char| !c.is_alphanumeric())
                 .map(|run| run.chars().flat_map(char::to_lowercase).collect::<String>())

@@ -1,109 +1,127 @@
-//! The analyser of `value`, `key` and text leaves, shared by indexing and queries: maximal runs of alphanumeric
-//! characters (Unicode), lower-cased. A run of more than [`TOKEN_LEN_MAX`] bytes is left out but keeps its position.
+//! How text is cut into words, when it is indexed and when it is looked for.
+//!
+//! | analyser | in splits | cuts |
+//! |---|---|---|
+//! | [`Analyser::Words`] | `words.2` | maximal runs of letters and digits (Unicode), lower-cased; Chinese, Japanese and Korean by character (`cjk.rs`) |
+//! | [`Analyser::Log`] | `log.1` | the same, and beside them what is joined by `. - _`, then by `/ \ : @`, then by `=` (`log.rs`) |
+//! | [`Analyser::WordsV1`] | `thermocline` | as `words.2`, but a run of Chinese, Japanese or Korean is one word; older splits only |
+//!
+//! A word of more than [`TOKEN_LEN_MAX`] bytes is left out but keeps its position. A split names its analyser in its
+//! schema, and what a name means never changes: another meaning gets another name.
+//!
+//! # Queries
+//! A text that is looked for is cut by the same rules into *fewer* words ([`Analyser::query_words`]): of each thing the
+//! largest word it is indexed under, because the parts say nothing more. So `10.0.0.7` is one word to look up with the
+//! analyser for logs, and three characters of Chinese are two. Words are in a row: two words of a query match a text
+//! where their positions lie as far apart as they do in the query.
 
-use tantivy::tokenizer::{Token, TokenStream, Tokenizer, TokenizerManager};
+mod cjk;
+mod keyword;
+mod log;
+mod words;
 
-/// Name under which the tokenizer is registered and named in a split's schema.
-pub const TOKENIZER: &str = "thermocline";
+use tantivy::tokenizer::TokenizerManager;
 
-/// Longest token that is indexed, in bytes of its lower-cased UTF-8.
+pub use keyword::KEYWORD_LEN_MAX;
+use keyword::KeywordTokenizer;
+use log::LogTokenizer;
+use words::{WordsTokenizer, WordsV1Tokenizer};
+
+/// Longest word that is indexed, in bytes of its lower-cased UTF-8.
 pub const TOKEN_LEN_MAX: usize = 255;
+/// The name under which a split's schema knows how texts are kept in columns.
+pub(super) const KEYWORD: &str = "keyword.1";
 
-/// Splits at everything that is not alphanumeric; lower-cases.
-#[derive(Clone, Debug, Default)]
-pub struct ThermoclineTokenizer {
-    token: Token,
+/// How text is cut into words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Analyser {
+    WordsV1,
+    Words,
+    Log,
 }
 
-/// Tokens of one text.
-pub struct Tokens<'a> {
-    text: &'a str,
-    /// Byte position, always on a character boundary.
-    at: usize,
-    token: &'a mut Token,
+/// A word to look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryWord {
+    pub text: String,
+    /// Where it stands in the text, counted in indexed positions.
+    pub position: usize,
+    /// Any word that starts like this will do.
+    pub is_prefix: bool,
 }
 
-/// A manager that knows the tokenizer of every text field, and Tantivy's own, which it asks for on number fields.
+/// What the words are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Index,
+    /// Only the largest words.
+    Query,
+}
+
+impl Analyser {
+    pub const ALL: [Self; 3] = [Self::WordsV1, Self::Words, Self::Log];
+
+    /// The name in a split's schema.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WordsV1 => "thermocline",
+            Self::Words => "words.2",
+            Self::Log => "log.1",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|analyser| analyser.name() == name)
+    }
+
+    /// The words to look for, in order. `is_prefix`: the text may go on, so its last word is the start of one.
+    pub fn query_words(self, text: &str, is_prefix: bool) -> Vec<QueryWord> {
+        match self {
+            Self::WordsV1 => words::query_words_v1(text, is_prefix),
+            Self::Words => words::query_words(text, is_prefix),
+            Self::Log => log::query_words(text, is_prefix),
+        }
+    }
+}
+
+/// A manager that knows the analyser of every text field, how texts are kept in columns, and Tantivy's own, which it
+/// asks for on number fields.
 pub fn tokenizers() -> TokenizerManager {
     let manager = TokenizerManager::default();
-    manager.register(TOKENIZER, ThermoclineTokenizer::default());
+    manager.register(Analyser::WordsV1.name(), WordsV1Tokenizer::default());
+    manager.register(Analyser::Words.name(), WordsTokenizer::default());
+    manager.register(Analyser::Log.name(), LogTokenizer::default());
+    manager.register(KEYWORD, KeywordTokenizer::default());
     manager
 }
 
-impl Tokenizer for ThermoclineTokenizer {
-    type TokenStream<'a> = Tokens<'a>;
-
-    fn token_stream<'a>(&'a mut self, text: &'a str) -> Tokens<'a> {
-        self.token.reset();
-        Tokens { text, at: 0, token: &mut self.token }
+/// Puts a run into a token, lower-cased; false where that is too long.
+fn fill(token: &mut String, run: &str) -> bool {
+    token.clear();
+    if run.is_ascii() {
+        if run.len() > TOKEN_LEN_MAX {
+            return false;
+        }
+        token.push_str(run);
+        token.make_ascii_lowercase();
+        return true;
     }
+    for c in run.chars() {
+        token.extend(c.to_lowercase());
+        if token.len() > TOKEN_LEN_MAX {
+            return false;
+        }
+    }
+    true
 }
 
-impl Tokens<'_> {
-    /// The character at `self.at`, with an ASCII fast path.
-    #[inline]
-    fn peek(&self) -> Option<char> {
-        match self.text.as_bytes().get(self.at) {
-            Some(byte) if byte.is_ascii() => Some(char::from(*byte)),
-            Some(_) => self.text.get(self.at..).and_then(|rest| rest.chars().next()),
-            None => None,
-        }
-    }
-
-    /// Puts the run into the token; false where it is too long.
-    fn fill(&mut self, run: &str, is_ascii: bool) -> bool {
-        let text = &mut self.token.text;
-        text.clear();
-        if is_ascii {
-            if run.len() > TOKEN_LEN_MAX {
-                return false;
-            }
-            text.push_str(run);
-            text.make_ascii_lowercase();
-            return true;
-        }
-        for c in run.chars() {
-            text.extend(c.to_lowercase());
-            if text.len() > TOKEN_LEN_MAX {
-                return false;
-            }
-        }
-        true
-    }
-}
-
-impl TokenStream for Tokens<'_> {
-    fn advance(&mut self) -> bool {
-        loop {
-            loop {
-                match self.peek() {
-                    Some(c) if is_alphanumeric(c) => break,
-                    Some(c) => self.at += c.len_utf8(),
-                    None => return false,
-                }
-            }
-            let start = self.at;
-            let mut is_ascii = true;
-            while let Some(c) = self.peek().filter(|c| is_alphanumeric(*c)) {
-                is_ascii &= c.is_ascii();
-                self.at += c.len_utf8();
-            }
-            self.token.position = self.token.position.wrapping_add(1);
-            let text = self.text;
-            if text.get(start..self.at).is_some_and(|run| self.fill(run, is_ascii)) {
-                self.token.offset_from = start;
-                self.token.offset_to = self.at;
-                return true;
-            }
-        }
-    }
-
-    fn token(&self) -> &Token {
-        self.token
-    }
-
-    fn token_mut(&mut self) -> &mut Token {
-        self.token
+/// The character at `at`, with an ASCII fast path.
+#[inline]
+fn char_at(text: &str, at: usize) -> Option<char> {
+    match text.as_bytes().get(at) {
+        Some(byte) if byte.is_ascii() => Some(char::from(*byte)),
+        Some(_) => text.get(at..).and_then(|rest| rest.chars().next()),
+        None => None,
     }
 }
 
@@ -112,51 +130,20 @@ fn is_alphanumeric(c: char) -> bool {
     if c.is_ascii() { c.is_ascii_alphanumeric() } else { c.is_alphanumeric() }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn tokens(text: &str) -> Vec<(String, usize)> {
-        let mut tokenizer = ThermoclineTokenizer::default();
-        let mut stream = tokenizer.token_stream(text);
-        let mut found = Vec::new();
-        while stream.advance() {
-            let token = stream.token();
-            found.push((token.text.clone(), token.position));
-        }
-        found
-    }
-
-    /// What the documentation says, written as naively as possible.
-    pub(crate) fn reference(text: &str) -> Vec<String> {
-        text.split(|c: char| !c.is_alphanumeric())
-            .filter(|run| !run.is_empty())
-            .map(|run| run.chars().flat_map(char::to_lowercase).collect::<String>())
-            .filter(|token| token.len() <= TOKEN_LEN_MAX)
-            .collect()
-    }
-
-    #[test]
-    fn splits_and_lower_cases() {
-        let texts = |text: &str| tokens(text).into_iter().map(|(token, _)| token).collect::<Vec<_>>();
-        assert_eq!(texts("GET /Index.html?id=42 ÄRGER 東京"), ["get", "index", "html", "id", "42", "ärger", "東京"]);
-        assert!(texts(" -- ").is_empty());
-        assert!(texts("").is_empty());
-    }
-
-    #[test]
-    fn long_runs_keep_their_position() {
-        let long = "x".repeat(TOKEN_LEN_MAX + 1);
-        assert_eq!(tokens(&format!("a {long} b")), [("a".into(), 0), ("b".into(), 2)]);
-        assert_eq!(tokens(&"y".repeat(TOKEN_LEN_MAX)).len(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn agrees_with_the_reference(text in "\\PC{0,80}") {
-            let found: Vec<_> = tokens(&text).into_iter().map(|(token, _)| token).collect();
-            prop_assert_eq!(found, reference(&text));
-        }
-    }
+/// Letters and digits of which a run makes one word.
+#[inline]
+fn is_of_word(c: char) -> bool {
+    if c.is_ascii() { c.is_ascii_alphanumeric() } else { c.is_alphanumeric() && !cjk::is_cjk(c) }
 }
+
+/// Where the run of word characters ends that starts at `at`.
+#[inline]
+fn word_end(text: &str, mut at: usize) -> usize {
+    while let Some(c) = char_at(text, at).filter(|c| is_of_word(*c)) {
+        at += c.len_utf8();
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,7 @@ impl SplitWriter {
             .schema(schema.schema.clone())
             .settings(settings)
             .tokenizers(tokenizers())
+            .fast_field_tokenizers(tokenizers())
             .single_segment_index_writer(directory.clone(), TERM_TABLE_BUDGET_BYTES)?;
         Ok(Self { options, schema, directory, index })
     }
@@ -44,6 +45,10 @@ impl SplitWriter {
     pub fn add(&mut self, record: &Record<'_>) -> Result<(), SplitError> {
         self.index.add_document(RecordDocument::new(record, self.options, &self.schema))?;
         Ok(())
+    }
+
+    pub fn options(&self) -> SplitOptions {
+        self.options
     }
 
     /// Memory held by what has been indexed so far.

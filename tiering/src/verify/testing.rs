@@ -20,7 +20,7 @@ pub async fn upload(store: &ColdStore, base: Offset, records: usize, raw: bool) 
         segment.push(undecodable(base.0 + records as i64, records));
     }
     let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
-    let split = Some(SplitOptions { json: false, positions: false });
+    let split = Some(SplitOptions { json: false, positions: false, ..SplitOptions::default() });
     let options = StageOptions { split, ..stage_options(64 << 20) };
     let staged = Stager::new(source, base, options).next_file().unwrap().unwrap();
     for (key, bytes) in staged.objects() {

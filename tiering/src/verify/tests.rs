@@ -45,6 +45,7 @@ fn data_file(digest: &str, data: &Bytes, records: &[TestRecord]) -> DataFile {
         digest: digest.to_owned(),
         data: ObjectRef::of(&"x".into(), data),
         split: None,
+        indexed: None,
         raw: None,
     }
 }
@@ -185,7 +186,7 @@ fn staged(decodable: usize) -> StagedArchive {
     let mut segment = batches(0, &some_records(decodable), 50);
     segment.push(undecodable(decodable as i64, 10));
     let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
-    let options = StageOptions { split: Some(SplitOptions { json: true, positions: true }), ..stage_options(64 << 20) };
+    let options = StageOptions { split: Some(SplitOptions::default()), ..stage_options(64 << 20) };
     Stager::new(source, Offset::ZERO, options).next_file().unwrap().unwrap()
 }
 

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::Tiering;
 use super::partition::{Backoff, Key, PartitionArchive};
 use super::schedule::{every, is_archiving};
+use crate::archived::ArchivedError;
 use crate::manifest::{DataFile, Manifest};
 use crate::merge::MergeError;
 use crate::merge::plan::plan;
@@ -31,7 +32,7 @@ const MERGES_IN_FLIGHT: usize = 4;
 /// What is known about the merging of one partition.
 #[derive(Default)]
 pub(super) struct Merging {
-    /// Held by a merge from its plan to its commit.
+    /// Held by a merge from its plan to its commit, and by what indexes a file again.
     pub under_way: tokio::sync::Mutex<()>,
     backoff: Mutex<Backoff>,
     /// Data keys of files that cannot be merged: bounded by the number of files, and few.
@@ -98,6 +99,11 @@ fn due(tiering: &Tiering, busy: &HashMap<task::Id, Arc<PartitionArchive>>) -> Ve
     due
 }
 
+/// Whether there may be something to merge, whoever may be at it.
+pub(super) fn merges_are_due(tiering: &Tiering) -> bool {
+    !due(tiering, &HashMap::new()).is_empty()
+}
+
 async fn merge_one(tiering: &Tiering, archive: &PartitionArchive) -> Step {
     let partition = archive.partition.topic_partition();
     match merge_next(tiering, archive).await {
@@ -142,7 +148,9 @@ pub(super) async fn merge_next(tiering: &Tiering, archive: &PartitionArchive) ->
     let merged = match tiering.merger.merge(&archive.path, &inputs, &is_cancelled).await {
         Ok(Some(merged)) => merged,
         Ok(None) => return Ok(Step::NoMemory),
-        Err(MergeError::Damaged { .. } | MergeError::Memory { .. }) if !names_all(&archive.manifest(), &inputs) => {
+        Err(MergeError::Input(ArchivedError::Damaged { .. }) | MergeError::Memory { .. })
+            if !names_all(&archive.manifest(), &inputs) =>
+        {
             return Err(MergeError::Overtaken);
         }
         Err(error) => {
@@ -152,7 +160,7 @@ pub(super) async fn merge_next(tiering: &Tiering, archive: &PartitionArchive) ->
     };
     let (guard, mut head) = archive.acquire(&tiering.manifests).await.map_err(MergeError::Commit)?;
     if archive.is_closed() {
-        return Err(MergeError::Aborted);
+        return Err(ArchivedError::Aborted.into());
     }
     tiering.merger.commit(merged, &mut head).await?;
     archive.publish(head.manifest());
@@ -172,11 +180,11 @@ fn next_inputs(tiering: &Tiering, archive: &PartitionArchive, manifest: &Manifes
     Some(range.filter_map(|at| manifest.files.get(at).cloned()).collect())
 }
 
-/// Remembers which files cannot be merged: the damaged one, or those that take too much memory together.
+/// Remembers which files cannot be merged: the damaged one, or those that take too much memory together or differ.
 fn bar(archive: &PartitionArchive, inputs: &[Arc<DataFile>], error: &MergeError) {
     let is_at_fault = |file: &&Arc<DataFile>| match error {
-        MergeError::Damaged { key, .. } => file.objects().any(|object| object.key == *key),
-        MergeError::Memory { .. } => true,
+        MergeError::Input(ArchivedError::Damaged { key, .. }) => file.objects().any(|object| object.key == *key),
+        MergeError::Memory { .. } | MergeError::Differ(_) => true,
         _ => false,
     };
     let keys = inputs.iter().filter(is_at_fault).map(|file| file.data.key.clone());

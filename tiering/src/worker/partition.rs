@@ -11,6 +11,7 @@ use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use tokio::time::Instant;
 
 use super::merging::Merging;
+use super::reindexing::Reindexing;
 use super::standing::Description;
 use crate::manifest::{Manifest, ManifestError, ManifestHead, ManifestStore};
 use crate::paths::PartitionPath;
@@ -29,6 +30,7 @@ pub(super) struct PartitionArchive {
     head: tokio::sync::Mutex<Option<ManifestHead>>,
     backoff: Mutex<Backoff>,
     pub merging: Merging,
+    pub reindexing: Reindexing,
     closed: AtomicBool,
     versions_trimmed_at: AtomicU64,
     /// When the oldest of the retired objects that the head listed was retired; [`NEVER`] where there are none.
@@ -75,6 +77,7 @@ impl PartitionArchive {
             head: tokio::sync::Mutex::new(None),
             backoff: Mutex::default(),
             merging: Merging::default(),
+            reindexing: Reindexing::default(),
             closed: AtomicBool::new(false),
             versions_trimmed_at: AtomicU64::new(0),
             oldest_retired: AtomicI64::new(NEVER),
@@ -140,7 +143,8 @@ impl PartitionArchive {
         *self.described.lock() = Some(description);
     }
 
-    /// No job starts any more; waits for the one under way, and for a merge, which ends at its next step.
+    /// No job starts any more; waits for the one under way, and for a merge or an indexing again, which end at their
+    /// next step.
     pub async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         drop(self.merging.under_way.lock().await);

@@ -1,5 +1,5 @@
 //! When what happens in the background: archiving as soon as segments are sealed, merging in between
-//! (`worker/merging.rs`), expiry every [`EXPIRY_INTERVAL`], a sweep of the store every [`SWEEP_INTERVAL`], the scrub all
+//! (`worker/merging.rs`), indexing again in between that (`worker/reindexing.rs`), expiry every [`EXPIRY_INTERVAL`], a sweep of the store every [`SWEEP_INTERVAL`], the scrub all
 //! the time (`scrub.rs`).
 
 use std::collections::{HashMap, HashSet};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::merging::merge_loop;
 use super::partition::{Backoff, Key, PartitionArchive};
+use super::reindexing::reindex_loop;
 use super::{ArchiveReport, Tiering, TieringError};
 use crate::janitor::{JanitorError, Removal, Seen};
 use crate::manifest::{Manifest, ManifestHead};
@@ -33,7 +34,14 @@ const VERSION_TRIM_EVERY: u64 = 64;
 pub(super) async fn run(tiering: Arc<Tiering>, shutdown: CancellationToken) {
     let scrub = tiering.scrubber.run(tiering.as_ref());
     let work = async {
-        tokio::join!(archive_loop(&tiering), merge_loop(&tiering), janitor_loop(&tiering), sweep_loop(&tiering), scrub)
+        tokio::join!(
+            archive_loop(&tiering),
+            merge_loop(&tiering),
+            reindex_loop(&tiering),
+            janitor_loop(&tiering),
+            sweep_loop(&tiering),
+            scrub
+        )
     };
     tokio::select! {
         () = shutdown.cancelled() => {}

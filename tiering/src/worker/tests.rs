@@ -6,7 +6,8 @@
 //!
 //! Checked after every step that can change something:
 //! 1. every acked record from the log start on is read exactly once, in order, from hot or cold;
-//! 2. what the newest manifest names is in the store, byte for byte, whole files also by their content;
+//! 2. what the newest manifest names is in the store, byte for byte, whole files also by their content, and splits are
+//!    made as it says;
 //! 3. nothing that it names was deleted.
 
 mod retention;
@@ -40,6 +41,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Expire),
         2 => Just(Step::Sweep),
         4 => Just(Step::Merge),
+        2 => (0..world::SETTINGS.len()).prop_map(Step::Alter),
+        4 => Just(Step::Reindex),
         2 => (1..90_i64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
     ]

@@ -40,6 +40,8 @@ fn decode(key: ApiKey, version: i16, body: &Bytes) -> Option<usize> {
         ApiKey::InitProducerId => leftover::<InitProducerIdRequest>(version, body),
         ApiKey::OffsetForLeaderEpoch => leftover::<OffsetForLeaderEpochRequest>(version, body),
         ApiKey::DescribeConfigs => leftover::<DescribeConfigsRequest>(version, body),
+        ApiKey::AlterConfigs => leftover::<AlterConfigsRequest>(version, body),
+        ApiKey::IncrementalAlterConfigs => leftover::<IncrementalAlterConfigsRequest>(version, body),
         ApiKey::DescribeCluster => leftover::<DescribeClusterRequest>(version, body),
         other => panic!("{other:?} is not served"),
     }

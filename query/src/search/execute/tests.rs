@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicName};
 
 use super::*;
-use crate::prune::prune;
+use crate::prune::Plan;
+use crate::prune::testing::grouped;
 use crate::search::rank::{Rank, Sort};
 use crate::search::testing::{Doc, split};
 
@@ -56,9 +57,14 @@ fn splits(partitions: &[Messages], size: usize, log_start: i64) -> Vec<(Extent, 
 }
 
 async fn page(splits: &[(Extent, SplitReader)], word: &str, scope: &Scope, k: usize) -> Result<Outcome, SearchError> {
-    let pruned = prune(splits.iter().cloned(), scope);
-    let job = Arc::new(Job { query: ParsedQuery::parse(word)?, scope: scope.clone(), k });
-    run(pruned.planned, job, &Arc::new(Semaphore::new(2)), |split| ready(Ok(split.source.clone()))).await
+    let mut plan = Plan::new(grouped(splits), scope);
+    let query = SearchQuery::parse(word, Timestamp(0))?;
+    let job = Arc::new(Job { query, scope: scope.clone(), k, count_at_least: 0, beside: None });
+    let open = |split: &Planned<SplitReader>| match split.extent.stored.start.0 % 2 {
+        0 => Opening::Open(Box::new(split.source.clone())),
+        _ => Opening::Later(ready(Ok(split.source.clone()))),
+    };
+    run(&mut plan, job, &Resources::new(2, 1 << 20), open).await
 }
 
 fn expected(partitions: &[Messages], word: usize, scope: &Scope, log_start: i64) -> Vec<SortKey> {
@@ -104,7 +110,7 @@ proptest! {
             let mut found = Vec::new();
             loop {
                 let outcome = page(&splits, WORDS[word], &scope, k).await.unwrap();
-                if scope.after.is_none() && outcome.splits_skipped == 0 {
+                if scope.after.is_none() && outcome.is_complete {
                     assert_eq!(outcome.matches, expected.len() as u64);
                 }
                 assert!(outcome.keys.len() <= k);
@@ -123,8 +129,7 @@ async fn newest_first_stops_early_and_counting_does_not() {
     let splits = splits(&[messages], 4, 0);
     let outcome = page(&splits, "late", &Scope::default(), 3).await.unwrap();
     assert_eq!(outcome.keys.iter().map(|key| key.offset.0).collect::<Vec<_>>(), [39, 38, 37]);
-    assert!(outcome.splits_searched <= 3, "{outcome:?}");
-    assert_eq!(outcome.splits_searched + outcome.splits_skipped, 10);
+    assert!(outcome.splits_searched <= 4 && !outcome.is_complete, "{outcome:?}");
 
     let outcome = page(&splits, "late", &Scope::default(), 0).await.unwrap();
     assert_eq!((outcome.matches, outcome.splits_searched), (40, 10));
@@ -151,11 +156,13 @@ async fn by_score_every_split_is_searched_and_bounds_do_not_count() {
 #[tokio::test]
 async fn a_failure_in_one_split_fails_the_search() {
     let splits = splits(&[vec![(1, vec![0]), (2, vec![0])]], 1, 0);
-    let pruned = prune(splits, &Scope::default());
-    let query = ParsedQuery::parse("late").unwrap();
-    let job = Arc::new(Job { query, scope: Scope::default(), k: 5 });
-    let permits = Arc::new(Semaphore::new(1));
-    let result = run(pruned.planned, job, &permits, |_| ready(Err(SearchError::Stopped))).await;
+    let scope = Scope::default();
+    let mut plan = Plan::new(grouped(&splits), &scope);
+    let query = SearchQuery::parse("late", Timestamp(0)).unwrap();
+    let job = Arc::new(Job { query, scope: Scope::default(), k: 5, count_at_least: 0, beside: None });
+    let resources = Resources::new(1, 1 << 20);
+    let open = |_: &Planned<SplitReader>| Opening::Later(ready(Err(SearchError::Stopped)));
+    let result = run(&mut plan, job, &resources, open).await;
     assert!(matches!(result, Err(SearchError::Stopped)));
-    assert_eq!(permits.available_permits(), 1);
+    assert_eq!(resources.lanes.available_permits(), 1);
 }

@@ -11,6 +11,8 @@
 //! 3. At most two splits are being built at any time: the next chunk of one partition, and one merge. Each is bounded
 //!    in memory by the limits in `build.rs` and `plan.rs`.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
+//! 5. Splits that were made under other settings of the topic are built again one by one, and answer by their own
+//!    schema until then.
 //!
 //! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
 //! that are behind take turns, one chunk each, so that a backlog in one does not hold up the others. A partition whose
@@ -39,13 +41,13 @@ use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use thermocline_ingest::topics::{Topic, TopicChange};
 use thermocline_tiering::split::SplitOptions;
 use thermocline_tiering::worker::Tiering;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use build::{Chunk, Indexed, build};
-pub(crate) use build::{LiveSplit, options};
+pub(crate) use build::LiveSplit;
+use build::{BuildError, Chunk, Indexed, build, join};
 pub(crate) use coverage::{Coverage, Spans};
 use plan::{Cost, MERGE_COUNT, plan_merge, plan_settle};
 
@@ -66,6 +68,8 @@ pub(crate) struct LiveIndex {
     partitions: RwLock<HashMap<(TopicId, PartitionId), Arc<LivePartition>>>,
     /// Set whenever a partition has enough splits to think about merging.
     merges: Notify,
+    /// Changes when more can be found.
+    progress: watch::Sender<()>,
     files_made: AtomicU64,
 }
 
@@ -95,7 +99,13 @@ impl LiveIndex {
     ) -> std::io::Result<Self> {
         build::empty_scratch(&scratch)?;
         let (partitions, merges, files_made) = (RwLock::default(), Notify::new(), AtomicU64::new(0));
-        Ok(Self { config, tiering, scratch, clock, metrics, partitions, merges, files_made })
+        let progress = watch::Sender::new(());
+        Ok(Self { config, tiering, scratch, clock, metrics, partitions, merges, progress, files_made })
+    }
+
+    /// For those who wait for more to be found; changes at most once for each chunk that was indexed.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.progress.subscribe()
     }
 
     /// What is live of a partition now; None where it is not followed (yet).
@@ -113,24 +123,23 @@ impl LiveIndex {
         let mut changes = self.tiering.topics().subscribe();
         self.follow_all();
         let mut tick = tokio::time::interval(self.config.live_interval.as_duration().max(Duration::from_millis(1)));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            // Rounds without a pause while anything is behind; topics that come and go are seen between rounds.
-            loop {
+            // What came since the last tick is one chunk of each partition. Where it is more, rounds follow without a
+            // pause; topics that come and go are seen between them.
+            let mut is_backlog = true;
+            while is_backlog {
                 self.follow(&mut changes);
-                let behind = self.survey();
-                if behind.is_empty() {
-                    break;
-                }
-                for live in behind {
+                is_backlog = false;
+                for live in self.survey() {
                     if shutdown.is_cancelled() {
                         return;
                     }
-                    self.index_next_chunk(&live).await;
+                    is_backlog |= self.index_next_chunk(&live).await;
                 }
             }
         }
@@ -214,13 +223,13 @@ impl LiveIndex {
                 continue;
             }
             let horizon = self.horizon(&live.partition);
-            if options(&live.partition.config()).is_none() {
+            let Some(wanted) = SplitOptions::of_topic(&live.partition.config()) else {
                 if !coverage.splits().is_empty() || coverage.indexed_through > horizon {
                     live.change(|coverage| *coverage = Coverage::starting_at(horizon));
                 }
                 live.progress.lock().behind_since = None;
                 continue;
-            }
+            };
             if coverage.splits().first().is_some_and(|split| split.span().end <= horizon) {
                 live.change(|coverage| coverage.drop_below(horizon));
             }
@@ -229,9 +238,13 @@ impl LiveIndex {
                 progress.added_at = None;
                 self.merges.notify_one();
             }
+            let is_paused = progress.paused_until.is_some_and(|until| until > instant);
+            if !is_paused && coverage.splits().iter().any(|split| split.options != wanted) {
+                self.merges.notify_one();
+            }
             progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
             longest_ms = longest_ms.max(progress.behind_since.map_or(0, |since| now.0.saturating_sub(since.0)));
-            if is_behind && progress.paused_until.is_none_or(|until| until <= instant) {
+            if is_behind && !is_paused {
                 behind.push(live.clone());
             }
         }
@@ -239,39 +252,48 @@ impl LiveIndex {
         behind
     }
 
-    async fn index_next_chunk(&self, live: &Arc<LivePartition>) {
+    /// Says whether more than one chunk was there to index.
+    async fn index_next_chunk(&self, live: &Arc<LivePartition>) -> bool {
         let partition = live.partition.clone();
-        let Some(options) = options(&partition.config()) else { return };
+        let Some(options) = SplitOptions::of_topic(&partition.config()) else { return false };
         let until = partition.high_watermark();
         // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
         let skip_to = self.horizon(&partition).max(partition.local_start_offset());
         let from = live.snapshot().indexed_through.max(skip_to);
         if from >= until {
             live.change(|coverage| coverage.drop_below(skip_to));
-            return;
+            return false;
         }
         let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: true };
-        let Some(indexed) = self.build(live, chunk, options).await else { return };
+        let metrics = self.metrics.clone();
+        let work = move |path| build(&partition, &chunk, options, path, &metrics);
+        let Some(indexed) = self.make(live, from, work).await else { return false };
         if indexed.through == from {
             live.pause();
-            return;
+            return false;
         }
-        live.change(|coverage| coverage.append(indexed.split, indexed.through));
+        let through = indexed.through;
+        live.change(|coverage| coverage.append(indexed.split, through));
+        self.progress.send_replace(());
         live.progress.lock().added_at = Some(Instant::now());
         if live.snapshot().splits().len() >= MERGE_COUNT {
             self.merges.notify_one();
         }
+        through < until
     }
 
-    /// Replaces neighbouring splits by one, if that is worth it. Says whether it did.
+    /// Replaces neighbouring splits by one, if that is worth it, or one by itself if the topic is to be indexed in another
+    /// way by now. Says whether it did.
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
+        let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
+        let outdated = snapshot.splits().iter().position(|split| split.options != options);
         let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
         let is_quiet = live.progress.lock().added_at.is_none();
-        let plan = if is_quiet { plan_settle(&costs) } else { plan_merge(&costs) };
+        let plan = || if is_quiet { plan_settle(&costs) } else { plan_merge(&costs) };
+        let plan = outdated.map(|at| at..at + 1).or_else(plan);
         let members = plan.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
         let (Some(first), Some(last)) = (members.first(), members.last()) else { return false };
-        let Some(options) = options(&live.partition.config()) else { return false };
         // What the archive covers by now may be gone from the log, and is not asked for here any more.
         let skip_to = self.horizon(&live.partition).max(live.partition.local_start_offset());
         let (from, until) = (first.span().start.max(skip_to), last.span().end);
@@ -279,7 +301,15 @@ impl LiveIndex {
             return false;
         }
         let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: false };
-        let Some(indexed) = self.build(live, chunk, options).await else { return false };
+        let (partition, joined, metrics) = (live.partition.clone(), members.to_vec(), self.metrics.clone());
+        let work = move |path: PathBuf| match joined.len() {
+            1 => build(&partition, &chunk, options, path, &metrics),
+            _ => match join(&joined, path.clone(), &metrics)? {
+                Some(indexed) => Ok(indexed),
+                None => build(&partition, &chunk, options, path, &metrics),
+            },
+        };
+        let Some(indexed) = self.make(live, from, work).await else { return false };
         if indexed.through < until {
             return false;
         }
@@ -287,14 +317,15 @@ impl LiveIndex {
         live.change(|coverage| coverage.replace(members, indexed.split))
     }
 
-    /// None where it failed; then the partition is paused.
-    async fn build(&self, live: &Arc<LivePartition>, chunk: Chunk, options: SplitOptions) -> Option<Indexed> {
+    /// A new scratch file by `work`, which may block. None where it failed; then the partition is paused.
+    async fn make(
+        &self,
+        live: &Arc<LivePartition>,
+        from: Offset,
+        work: impl FnOnce(PathBuf) -> Result<Indexed, BuildError> + Send + 'static,
+    ) -> Option<Indexed> {
         let path = self.scratch.join(format!("{}.split", self.files_made.fetch_add(1, Ordering::Relaxed)));
-        let partition = live.partition.clone();
-        let from = chunk.from;
-        let metrics = self.metrics.clone();
-        let work = move || build(&partition, &chunk, options, path, &metrics);
-        let built = tokio::task::spawn_blocking(work).await;
+        let built = tokio::task::spawn_blocking(move || work(path)).await;
         let partition = live.partition.topic_partition();
         match built {
             Ok(Ok(indexed)) => {

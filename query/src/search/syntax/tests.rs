@@ -2,8 +2,17 @@ use proptest::prelude::*;
 use serde_json::json;
 use tantivy::collector::DocSetCollector;
 
+use thermocline_ingest::model::TopicName;
+
 use super::*;
 use crate::search::testing::{Doc, split};
+
+/// 2015-05-17T00:00:02Z
+const NOW: i64 = 1_431_820_802_000;
+
+fn topic() -> TopicName {
+    TopicName::new("orders").unwrap_or_else(|e| panic!("{e}"))
+}
 
 fn corpus() -> Vec<Doc> {
     let doc = |offset, timestamp, value: &str, key: &str, json, headers| Doc {
@@ -18,7 +27,14 @@ fn corpus() -> Vec<Doc> {
     vec![
         doc(0, day, "Parcel lost in Ülm", "k1", json!({"user": {"id": 42, "name": "Ann"}}), json!({"trace": "abc"})),
         doc(1, day + 1000, "parcel late, late parcel", "k2", json!({"user": {"id": 7}}), json!({})),
-        doc(2, day + 2000, "GET /api/v1/items 10.0.0.1", "k1-b", json!({"ok": true}), json!({"trace": "abd"})),
+        doc(
+            2,
+            day + 2000,
+            "GET /api/v1/items 10.0.0.1",
+            "k1-b",
+            json!({"ok": true, "ms": 1.5, "lvl": "5", "a b": "x"}),
+            json!({"trace": "abd"}),
+        ),
         doc(3, day + 86_400_000, "nothing here", "", json!({"user": {"name": "Anna"}}), json!(null)),
     ]
 }
@@ -30,7 +46,7 @@ fn find(query: &str) -> Result<Vec<u32>, QueryError> {
 
 fn find_in(query: &str, positions: bool) -> Result<Vec<u32>, QueryError> {
     let split = split(positions, &corpus()).unwrap_or_else(|e| panic!("{e}"));
-    let query = ParsedQuery::parse(query)?.build(&split)?;
+    let query = SearchQuery::parse(query, Timestamp(NOW))?.build(&split, Some(&topic()))?;
     let found = split.searcher.search(&query, &DocSetCollector).unwrap_or_else(|e| panic!("{e}"));
     let mut found: Vec<u32> = found.into_iter().map(|doc| doc.doc_id).collect();
     found.sort_unstable();
@@ -86,6 +102,76 @@ fn the_language_means_what_its_table_says() {
         ("parcel AND \"---\"", vec![0, 1]),
         ("\"---\"", vec![]),
         ("late^3 OR lost", vec![0, 1]),
+        ("lost late OR again", vec![0]),
+        ("parcel late AND lost", vec![]),
+        ("parcel late AND late", vec![1]),
+        ("lost AND parcel OR nothing", vec![0, 3]),
+        ("nothing OR lost AND late", vec![3]),
+        ("late && parcel", vec![1]),
+        ("late || lost", vec![0, 1]),
+        ("parcel !late", vec![0]),
+        ("lost OR -parcel", vec![0, 2, 3]),
+        ("lost OR NOT parcel", vec![0, 2, 3]),
+        ("'parcel late'", vec![1]),
+        ("late\\ parcel", vec![1]),
+        ("key:*", vec![0, 1, 2]),
+        ("value:*", all.clone()),
+        ("key:[* TO *]", vec![0, 1, 2]),
+        ("key:(*)", vec![0, 1, 2]),
+        ("json.user.id:*", vec![0, 1]),
+        ("json.user:*", vec![0, 1, 3]),
+        ("json:*", all.clone()),
+        ("json.use:*", vec![]),
+        ("headers.trace:*", vec![0, 2]),
+        ("headers:*", vec![0, 2]),
+        ("NOT headers.trace:*", vec![1, 3]),
+        ("json.user.id:[1 TO 50]", vec![0, 1]),
+        ("json.user.id:[7 TO 42}", vec![1]),
+        ("json.user.id:{7 TO 42]", vec![0]),
+        ("json.user.id:>=7.5", vec![0]),
+        ("json.user.id:<42", vec![1]),
+        ("json.user.id:>-1", vec![0, 1]),
+        ("json.ms:>1", vec![2]),
+        ("json.ms:[1.5 TO *]", vec![2]),
+        ("json.ms:<1.5", vec![]),
+        ("json.ms:1.50", vec![2]),
+        ("json.user.id:42.0", vec![0]),
+        ("json.user.id:4.2e1", vec![0]),
+        ("json.lvl:5", vec![2]),
+        ("json.lvl:>=5", vec![]),
+        ("json.lvl:[\"4\" TO *]", vec![2]),
+        ("json.user.name:[ann TO anna}", vec![0]),
+        ("json.user.name:>ann", vec![3]),
+        ("json.user.name:<\"anna\"", vec![0]),
+        ("json.a\\ b:x", vec![2]),
+        ("headers.trace:>abc", vec![2]),
+        ("headers.trace:[* TO abc]", vec![0]),
+        ("key:[k2 TO *]", vec![1]),
+        ("timestamp:2015-05-17T00:00:01Z", vec![1]),
+        ("timestamp:\"2015-05-17T00:00:01Z\"", vec![1]),
+        ("timestamp:now", vec![2]),
+        ("timestamp:>=now-1s", vec![1, 2, 3]),
+        ("timestamp:>now-1s", vec![2, 3]),
+        ("timestamp:[now-2s TO now]", vec![0, 1, 2]),
+        ("timestamp:now/d", vec![0, 1, 2]),
+        ("timestamp:<=now/d", vec![0, 1, 2]),
+        ("timestamp:<now/d", vec![]),
+        ("timestamp:>now/d", vec![3]),
+        ("timestamp:[now+1d/d TO *]", vec![3]),
+        ("timestamp: IN [2015-05-17 now]", vec![0, 2]),
+        ("offset:2", vec![2]),
+        ("offset:{0 TO 2}", vec![1]),
+        ("offset:[3 TO 1]", vec![]),
+        ("topic:orders", all.clone()),
+        ("topic:ord* late", vec![1]),
+        ("topic:other OR late", vec![1]),
+        ("NOT topic:orders", vec![]),
+        ("NOT topic:other", all.clone()),
+        ("late -topic:o*", vec![]),
+        ("topic: IN [a orders] lost", vec![0]),
+        ("key: IN []", vec![]),
+        ("NOT \"---\" lost", vec![0]),
+        ("\"---\" NOT lost", vec![1, 2, 3]),
         ("value:(late OR lost)", vec![0, 1]),
     ] {
         assert_eq!(find(query), Ok(expected), "{query}");
@@ -95,28 +181,66 @@ fn the_language_means_what_its_table_says() {
 #[test]
 fn what_is_not_offered_is_refused_where_it_stands() {
     for (query, column, part) in [
-        ("parcel (lost", None, ""),
-        ("parcel colour:red", Some(8), "no field \"colour\""),
-        ("parcel pa*el", Some(8), "wildcard"),
-        ("*cel", Some(1), "wildcard"),
-        ("parsel~1", Some(1), "fuzzy"),
-        ("parsel~", Some(1), "fuzzy"),
-        ("value:/par.*/", Some(7), "regular expressions"),
-        ("key:*", Some(1), "not supported"),
-        ("json:42", Some(1), "needs a name"),
-        ("value.x:42", Some(1), "does not exist"),
-        ("offset:abc", Some(8), "whole number"),
-        ("ü timestamp:yesterday", Some(13), "not a time"),
-        ("json.user.id:[1 TO 50]", Some(1), "ranges over json.user.id"),
-        ("[1 TO 50]", Some(1), "needs a field"),
-        ("\"late par\"*", Some(2), "one word"),
-        ("late^99999999", Some(5), "boost"),
+        ("parcel (lost", 8, "not closed"),
+        ("parcel lost)", 12, "not opened"),
+        ("parcel ()", 9, "expected something"),
+        ("ü \"open", 3, "not closed"),
+        ("parcel colour:red", 8, "no field \"colour\""),
+        ("(a OR colour:red)", 7, "no field \"colour\""),
+        ("parcel pa*el", 8, "wildcard"),
+        ("*cel", 1, "wildcard"),
+        ("json.a:b*c", 8, "wildcard"),
+        ("parsel~1", 1, "fuzzy"),
+        ("parsel~", 1, "fuzzy"),
+        ("value:/par.*/", 7, "regular expressions"),
+        ("json:42", 1, "needs a name"),
+        ("late headers:a", 6, "needs a name"),
+        ("value.x:42", 1, "does not exist"),
+        ("topic.x:42", 1, "does not exist"),
+        ("offset:abc", 8, "whole number"),
+        ("offset:[1 TO 2.5]", 14, "whole number"),
+        ("ü timestamp:yesterday", 13, "not a time"),
+        ("timestamp:[now-15x TO now]", 12, "not a unit"),
+        ("timestamp:[2015-05-17 TO soon]", 26, "not a time"),
+        ("timestamp:>now-999999999y", 12, "calendar"),
+        ("timestamp:2015*", 11, "not a time"),
+        ("[1 TO 50]", 1, "needs a field"),
+        (">5", 1, "needs a field"),
+        ("json.a:[1 50]", 11, "expected TO"),
+        ("json.a:[1 TO ]", 14, "expected a bound"),
+        ("json.a:[TO 5]", 9, "expected a bound"),
+        ("json.a:[1 TO 5", 8, "not closed"),
+        ("json.a:[1 TO 5)", 15, "expected ] or }"),
+        ("json.a:>", 9, "expected a bound"),
+        ("json.a:[1 TO b]", 14, "number to number"),
+        ("json.a:[true TO *]", 9, "no order"),
+        ("json.a:>=2015-05-17", 10, "3 words"),
+        ("value:[\"late parcel\" TO *]", 9, "2 words"),
+        ("key:[--- TO z]", 6, "0 words"),
+        ("topic:[a TO b]", 1, "no ranges"),
+        ("offset:>=", 10, "expected a bound"),
+        ("\"late par\"*", 2, "one word"),
+        ("\"late par\"~999", 11, "up to 255"),
+        ("\"late par\"~x", 11, "up to 255"),
+        ("late^99999999", 5, "boost"),
+        ("late^x", 5, "boost is a number"),
+        ("AND late", 1, "between two clauses"),
+        ("late OR", 6, "between two clauses"),
+        ("late AND OR lost", 6, "between two clauses"),
+        ("late NOT", 6, "NOT stands before"),
+        ("a - b", 3, "right before a clause"),
+        ("key:OR", 5, "word of the query language"),
+        ("late\"lost\"", 5, "unexpected '\"'"),
+        ("a[0]", 2, "unexpected '['"),
+        ("late `lost`", 6, "unexpected '`'"),
+        ("key:", 5, "expected something"),
+        ("key: IN [a", 9, "not closed"),
+        ("key: IN [a\"b\"]", 11, "a space between"),
+        ("late\\", 5, "backslash"),
     ] {
         let error = find(query).expect_err(query);
         assert!(error.message.contains(part), "{query}: {}", error.message);
-        if column.is_some() {
-            assert_eq!(error.column, column, "{query}: {}", error.message);
-        }
+        assert_eq!(error.column, Some(column), "{query}: {}", error.message);
     }
 }
 
@@ -125,10 +249,14 @@ fn phrases_need_positions() {
     for query in ["\"parcel late\"", "late-parcel", "lost \"parcel late\""] {
         let error = find_in(query, false).expect_err(query);
         assert!(error.message.contains("without positions"), "{}", error.message);
+        assert!(error.column.is_some(), "{query}");
     }
+    // What cannot match does not need them.
+    assert_eq!(find_in("late OR (topic:other \"parcel late\")", false), Ok(vec![1]));
     assert_eq!(find_in("parcel late", false), Ok(vec![1]));
     assert_eq!(find_in("\"parcel\"", false), Ok(vec![0, 1]));
     assert_eq!(find_in("par* AND late", false), Ok(vec![1]));
+    assert_eq!(find_in("json.ms:1.50", false), Ok(vec![2]));
 }
 
 #[test]
@@ -148,7 +276,7 @@ proptest! {
     #[test]
     fn noise_never_panics(
         parts in prop::collection::vec(
-            prop::sample::select(vec!["a", "b*", "(", ")", "\"", "'", "NOT ", "AND ", "OR ", "-", "+", ":", "key:", "json.x:", "[", "]", " TO ", "{", "}", "*", "^2", "~1", "/", "\\", " ", "é", "timestamp:", "IN ", "1"]),
+            prop::sample::select(vec!["a", "b*", "(", ")", "\"", "'", "NOT ", "AND ", "OR ", "-", "+", ":", "key:", "json.x:", "[", "]", " TO ", "{", "}", "*", "^2", "~1", "/", "\\", " ", "é", "timestamp:", "IN ", "1", ">=", "topic:", "now-1d", "!", "&&", "||", "\0"]),
             0..24,
         ),
     ) {

@@ -33,6 +33,7 @@ fn file(at: i64, log_bytes: u64) -> DataFile {
         digest: String::new(),
         data: object(log_bytes / 4),
         split: None,
+        indexed: None,
         raw: None,
     }
 }

@@ -143,7 +143,7 @@ async fn consume(reader: &TieredReader, partition: &Arc<Partition>, range: Range
 /// Searches fetch single records, and offsets are looked up by time.
 async fn look_up(reader: &TieredReader, partition: &Arc<Partition>, range: Range<Offset>) {
     let offsets: Vec<Offset> = (range.start.0..range.end.0).step_by(7).map(Offset).collect();
-    let records = reader.records(partition, &offsets).await.unwrap();
+    let records = reader.records(partition, &offsets, usize::MAX).await.unwrap().records;
     for (record, offset) in records.into_iter().zip(offsets) {
         let record = record.unwrap_or_else(|| panic!("no record at {offset}"));
         let (time, _, value, _) = expected(offset);
@@ -213,7 +213,7 @@ async fn damage_is_left_alone_and_the_rest_is_merged() {
     broker.inner.put(&ObjectPath::from(bad.key.as_str()), PutPayload::from(bytes)).await.unwrap();
 
     let error = broker.merge().await.unwrap_err();
-    assert!(matches!(&error, MergeError::Damaged { key, .. } if *key == bad.key), "{error}");
+    assert!(matches!(&error, MergeError::Input(ArchivedError::Damaged { key, .. }) if *key == bad.key), "{error}");
     assert_eq!(broker.files(), before);
     assert_eq!(broker.merge().await.unwrap(), Step::Merged);
     assert_eq!(broker.files()[..4], before[..4]);

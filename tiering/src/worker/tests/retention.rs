@@ -119,7 +119,7 @@ impl Broker {
         assert_eq!(partition.log_start_offset(), Offset(start), "{when}");
         let end = partition.high_watermark();
         let offsets: Vec<_> = (0..end.0).map(Offset).collect();
-        let found = self.reader.records(&partition, &offsets).await.unwrap();
+        let found = self.reader.records(&partition, &offsets, usize::MAX).await.unwrap().records;
         for (offset, record) in offsets.iter().zip(&found) {
             assert_eq!(record.is_some(), offset.0 >= start, "{when}: record {offset}");
         }

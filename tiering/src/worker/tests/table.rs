@@ -173,6 +173,59 @@ async fn a_merge_whose_answer_was_lost_counts() {
     recovers(world).await;
 }
 
+/// Files that are indexed otherwise than the topic asks for by now.
+async fn outdated_files() -> World {
+    lived([produce(), produce(), ARCHIVE, Step::Alter(1)]).await
+}
+
+#[tokio::test]
+async fn a_split_that_was_not_committed_never_was() {
+    for point in [
+        at(Kind::Get, "/data/", 0, Before),
+        at(Kind::Put, "/index/", 0, Before),
+        at(Kind::Put, "/index/", 0, After),
+        at(Kind::Get, "/index/", 0, Before),
+        at(Kind::Create, "/manifest/", 0, Before),
+    ] {
+        let world = outdated_files().await;
+        let before = world.newest().await;
+        let mut world = die(world, point, [Step::Reindex]).await;
+        assert_eq!(world.newest().await, before, "{point:?}");
+        world.take(&Step::Reindex).await;
+        assert_ne!(world.newest().await, before);
+        recovers(world).await;
+    }
+}
+
+#[tokio::test]
+async fn a_split_whose_commit_lost_its_answer_counts() {
+    let world = outdated_files().await;
+    let (splits, before) = (world.keys("/index/").await.len(), world.newest().await);
+    let mut world = die(world, at(Kind::Create, "/manifest/", 0, After), [Step::Reindex]).await;
+    let files = world.newest().await.manifest().files.clone();
+    assert_ne!(files[files.len() - 1].split, before.manifest().files[files.len() - 1].split, "the newest comes first");
+    assert_eq!(world.keys("/index/").await.len(), splits + 1, "readers may still be at the old one");
+    world.take(&RETIRED).await;
+    world.take(&Step::Expire).await;
+    assert_eq!(world.keys("/index/").await.len(), splits);
+    recovers(world).await;
+}
+
+#[tokio::test]
+async fn a_topic_that_is_half_indexed_again_goes_on_after_a_restart() {
+    let mut world = outdated_files().await;
+    let files = world.newest().await.manifest().files.len();
+    world.take(&Step::Reindex).await;
+    world.take(&Step::Restart).await;
+    world.check().await;
+    let left = world.broker().tiering().reindexing(world.partition());
+    assert_eq!((left.files, left.failed_files, left.enabled), (files - 1, 0, true));
+    // The setting changes again: what was done is as outdated as what was not.
+    world.take(&Step::Alter(2)).await;
+    assert_eq!(world.broker().tiering().reindexing(world.partition()).files, files);
+    recovers(world).await;
+}
+
 #[tokio::test]
 async fn orphans_that_are_left_go_with_the_next_sweep() {
     let world = die(lived([produce()]).await, at(Kind::Put, "/index/", 0, After), [ARCHIVE]).await;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use futures::future::BoxFuture;
 use object_store::path::Path as ObjectPath;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+use tantivy::directory::OwnedBytes;
 use thermocline_config::{ByteSize, CacheConfig, LogConfig};
 use thermocline_ingest::clock::{ManualClock, SystemClock};
 use thermocline_ingest::log::HotLog;
@@ -17,6 +18,8 @@ use super::super::*;
 use crate::janitor::Seen;
 use crate::manifest::ObjectRef;
 use crate::reader::TieredReader;
+use crate::reindex::outdated;
+use crate::split::SplitReader;
 use crate::testing::chaos::ChaosStore;
 use crate::testing::{TestRecord, batch, store_config, undecodable};
 use crate::verify::ContentDigest;
@@ -31,6 +34,9 @@ const READ_BYTES: usize = 8 << 10;
 const ORPHAN_AGE_MS: i64 = 3_600_000;
 /// Attempts at something that must work once the store is well.
 const ATTEMPTS: usize = 3;
+
+/// What `search.index` and `search.tokenizer` may become.
+pub const SETTINGS: [[&str; 2]; 3] = [["json", "default"], ["json", "log"], ["off", "default"]];
 
 /// A record as the model remembers it; `None` in the place of one that was sent undecodable.
 type Acked = Option<TestRecord>;
@@ -51,6 +57,10 @@ pub enum Step {
     Sweep,
     /// The next files that are worth it, if any.
     Merge,
+    /// To one of [`SETTINGS`].
+    Alter(usize),
+    /// The next file that is not indexed as the topic asks for, if any.
+    Reindex,
     /// So many minutes.
     Wait(i64),
     Restart,
@@ -72,6 +82,12 @@ pub struct Broker {
     tiering: Arc<Tiering>,
     reader: TieredReader,
     _log: Arc<HotLog>,
+}
+
+impl Broker {
+    pub fn tiering(&self) -> &Tiering {
+        &self.tiering
+    }
 }
 
 impl World {
@@ -172,6 +188,17 @@ impl World {
             Step::Merge => {
                 let _ = merging::merge_next(&self.broker().tiering, &self.archive()).await;
             }
+            Step::Alter(to) => {
+                let [index, tokenizer] = SETTINGS[*to];
+                let set = |overrides: &mut BTreeMap<String, String>| {
+                    overrides.insert("search.index".to_owned(), index.to_owned());
+                    overrides.insert("search.tokenizer".to_owned(), tokenizer.to_owned());
+                };
+                self.broker().tiering.topics.alter(TOPIC, false, set).unwrap();
+            }
+            Step::Reindex => {
+                let _ = reindexing::reindex_next(&self.broker().tiering, &self.archive()).await;
+            }
             Step::Sweep => {
                 let _ = schedule::sweep_partition(&self.broker().tiering, &self.archive(), &mut Seen::default()).await;
             }
@@ -241,6 +268,11 @@ impl World {
                 digest.update_batch(&batch.unwrap()).unwrap();
             }
             assert_eq!(digest.finish(), file.digest, "{}", file.data.key);
+            if let Some(split) = &file.split {
+                let bytes = store.get(&split.path()).await.unwrap();
+                let split = SplitReader::open(Arc::new(OwnedBytes::new(Vec::from(bytes)))).unwrap();
+                assert_eq!((split.docs(), Some(split.fields.options())), (file.rows, file.indexed), "as it says");
+            }
         }
         let mut next = head.manifest().files.first().map(|file| file.base_offset);
         for file in &head.manifest().files {
@@ -276,6 +308,10 @@ impl World {
         broker.tiering.archive_now(&broker.topic, true).await?;
         assert_eq!(self.partition().archived_through().0 as usize, self.archived_end());
         schedule::expire(&broker.tiering, &self.archive()).await?;
+        while reindexing::reindex_next(&broker.tiering, &self.archive()).await.unwrap() != reindexing::Step::AtRest {}
+        let wanted = SplitOptions::of_topic(&self.partition().config());
+        assert!(self.archive().manifest().files.iter().all(|file| !outdated(file, wanted)));
+        assert_eq!(broker.tiering.reindexing(self.partition()).files, 0);
         self.clock.advance_ms(broker.tiering.config.retired_min_age.as_millis());
         schedule::expire(&broker.tiering, &self.archive()).await?;
         self.clock.advance_ms(broker.tiering.config.orphan_min_age.as_millis() + ORPHAN_AGE_MS);

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// make batches.
 const STICKY_BYTES: usize = 16 << 10;
 
-/// Chooses partitions for the messages of one request.
-pub(super) struct Partitioner<'a> {
+/// Chooses partitions for messages that come one after another.
+pub(crate) struct Partitioner<'a> {
     partitions: usize,
     /// Shared by all requests.
     next: &'a AtomicUsize,
@@ -18,12 +18,12 @@ pub(super) struct Partitioner<'a> {
 
 impl<'a> Partitioner<'a> {
     /// `partitions` is at least 1.
-    pub(super) fn new(partitions: usize, next: &'a AtomicUsize) -> Self {
+    pub(crate) fn new(partitions: usize, next: &'a AtomicUsize) -> Self {
         Self { partitions: partitions.max(1), next, sticky: 0, sticky_left: 0 }
     }
 
     /// Index of the partition for a message of about `size_bytes`.
-    pub(super) fn choose(&mut self, key: Option<&[u8]>, size_bytes: usize) -> usize {
+    pub(crate) fn choose(&mut self, key: Option<&[u8]>, size_bytes: usize) -> usize {
         match key {
             // Kafka clears the sign bit rather than taking the absolute value.
             Some(key) => (murmur2(key) & 0x7fff_ffff) as usize % self.partitions,

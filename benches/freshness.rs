@@ -1,0 +1,183 @@
+//! How long after its ack a message can be found, while log lines are produced at a steady rate to all partitions of a
+//! topic, archiving included; and what indexing costs the acks.
+//!
+//! `THERMOCLINE_BENCH_RATE` sets megabytes per second (default 10), `THERMOCLINE_BENCH_SECONDS` how long (default 30).
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prometheus::Registry;
+use support::{BenchResult, Lines, Rig};
+use thermocline_ingest::clock::SystemClock;
+use thermocline_ingest::log::Partition;
+use thermocline_ingest::model::{Offset, TimestampType};
+use thermocline_ingest::record::BatchEncoder;
+use thermocline_ingest::topics::Topic;
+use thermocline_query::search::{Search, SearchRequest};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const PARTITIONS: i32 = 8;
+/// What a producer gathers before it sends.
+const BATCH_BYTES: usize = 32 << 10;
+/// One batch of so many carries a word of its own that is searched for from its ack on.
+const PROBE_EVERY: usize = 32;
+const PROBE_PAUSE: Duration = Duration::from_millis(5);
+/// A probe that is not found by then counts as found then.
+const PROBE_PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Measured {
+    acks: Vec<Duration>,
+    found: Vec<Duration>,
+}
+
+#[tokio::main]
+async fn main() -> BenchResult {
+    let number = |name: &str, default: usize| {
+        std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(default)
+    };
+    let rate = number("THERMOCLINE_BENCH_RATE", 10) * 1_000_000;
+    let seconds = number("THERMOCLINE_BENCH_SECONDS", 30);
+    println!("{PARTITIONS} partitions, {} MB/s for {seconds} s; milliseconds", rate / 1_000_000);
+    println!("{:<26} {:>8} {:>9} {:>9} {:>9} {:>9}", "", "count", "p50", "p99", "max", "MB/s");
+    for index in ["off", "text", "json"] {
+        let (measured, achieved) = produce(index, rate, seconds).await?;
+        row(&format!("ack, search.index={index}"), measured.acks, Some(achieved));
+        if !measured.found.is_empty() {
+            row(&format!("ack to found, {index}"), measured.found, None);
+        }
+    }
+    Ok(())
+}
+
+fn row(name: &str, mut took: Vec<Duration>, rate: Option<f64>) {
+    took.sort_unstable();
+    let at =
+        |share: usize| took.get(took.len() * share / 100).or(took.last()).map_or(0.0, |took| took.as_secs_f64() * 1e3);
+    let rate = rate.map_or(String::new(), |rate| format!("{rate:.1}"));
+    println!("{name:<26} {:>8} {:>9.2} {:>9.2} {:>9.2} {rate:>9}", took.len(), at(50), at(99), at(100));
+}
+
+async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measured, f64)> {
+    let rig = Rig::open().await?;
+    let settings = [("search.index", index), ("segment.bytes", "67108864")];
+    let topic = rig.topic_of("bench", PARTITIONS, &settings)?;
+    let search = Search::new(
+        rig.config.search.clone(),
+        rig.tiering.clone(),
+        rig.reader.clone(),
+        rig.dir.path().join("live"),
+        Arc::new(SystemClock),
+        &Registry::new(),
+    )?;
+    let shutdown = CancellationToken::new();
+    let (indexing, archiving) = (search.clone().run(shutdown.clone()), rig.tiering.clone().run(shutdown.clone()));
+    let background = (tokio::spawn(indexing), tokio::spawn(archiving));
+
+    let measured = Arc::new(Mutex::new(Measured::default()));
+    let start = Instant::now();
+    let mut producers = JoinSet::new();
+    for (number, partition) in (0..).zip(&topic.partitions) {
+        let share = rate / topic.partitions.len();
+        let producer = Producer {
+            number,
+            partition: partition.clone(),
+            topic: topic.clone(),
+            search: (index != "off").then(|| search.clone()),
+            measured: measured.clone(),
+            pause: Duration::from_secs_f64(BATCH_BYTES as f64 / share as f64),
+        };
+        producers.spawn(producer.run(start, share * seconds));
+    }
+    let mut bytes = 0;
+    while let Some(produced) = producers.join_next().await {
+        bytes += produced?.map_err(|error| error.to_string())?;
+    }
+    let achieved = bytes as f64 / 1e6 / start.elapsed().as_secs_f64();
+    // Probes hold the list until they have found what they look for.
+    let deadline = Instant::now() + PROBE_PATIENCE;
+    while Arc::strong_count(&measured) > 1 && Instant::now() < deadline {
+        tokio::time::sleep(PROBE_PAUSE).await;
+    }
+    shutdown.cancel();
+    background.0.await?;
+    background.1.await?;
+    let measured = std::mem::take(&mut *measured.lock());
+    Ok((measured, achieved))
+}
+
+struct Producer {
+    number: usize,
+    partition: Arc<Partition>,
+    topic: Arc<Topic>,
+    /// Where probes are looked for.
+    search: Option<Arc<Search>>,
+    measured: Arc<Mutex<Measured>>,
+    /// Between two batches.
+    pause: Duration,
+}
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+impl Producer {
+    /// Produces `bytes` of lines, one batch after the other, at its rate. Returns the bytes of the lines.
+    async fn run(self, start: Instant, bytes: usize) -> Result<usize, Failed> {
+        let mut lines = Lines::seeded(self.number as u64, bytes);
+        let mut produced = 0;
+        for sequence in 0_usize.. {
+            let probe = sequence.is_multiple_of(PROBE_EVERY).then(|| format!("probe{}x{sequence}", self.number));
+            let Some((batch, batch_bytes)) = batch(&mut lines, probe.as_deref()) else { break };
+            // Late batches catch up: the rate is that of all, as from many producers.
+            let due = start + self.pause.mul_f64(sequence as f64);
+            tokio::time::sleep_until(due.into()).await;
+            let sent = Instant::now();
+            let partition = self.partition.clone();
+            let appended = tokio::task::spawn_blocking(move || partition.append(&batch)).await??;
+            self.partition.committed(appended.last_offset.next()).await?;
+            self.measured.lock().acks.push(sent.elapsed());
+            produced += batch_bytes;
+            if let (Some(word), Some(search)) = (probe, &self.search) {
+                tokio::spawn(find(search.clone(), self.topic.clone(), word, Instant::now(), self.measured.clone()));
+            }
+        }
+        Ok(produced)
+    }
+}
+
+/// The next lines as a batch; `probe` ends the last of them.
+fn batch(lines: &mut Lines, probe: Option<&str>) -> Option<(Bytes, usize)> {
+    let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+    let now = thermocline_ingest::clock::Clock::now(&SystemClock);
+    let mut bytes = 0;
+    for (delta, mut line) in (0..).zip(lines) {
+        bytes += line.len();
+        let is_full = bytes >= BATCH_BYTES;
+        if let Some(probe) = probe.filter(|_| is_full) {
+            line.push(' ');
+            line.push_str(probe);
+        }
+        encoder.push(Offset(delta), now, None, Some(line.as_bytes()), std::iter::empty());
+        if is_full {
+            break;
+        }
+    }
+    Some((encoder.finish()?, bytes))
+}
+
+/// Searches for `word` until it is found.
+async fn find(search: Arc<Search>, topic: Arc<Topic>, word: String, acked: Instant, measured: Arc<Mutex<Measured>>) {
+    let request = SearchRequest { query: word, topics: vec![topic.name.clone()], limit: 1, ..SearchRequest::default() };
+    while acked.elapsed() < PROBE_PATIENCE {
+        // A refusal, as from too many searches at once, is a late answer.
+        if search.search(request.clone()).await.is_ok_and(|page| page.total > 0) {
+            break;
+        }
+        tokio::time::sleep(PROBE_PAUSE).await;
+    }
+    measured.lock().found.push(acked.elapsed());
+}

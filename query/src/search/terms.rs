@@ -1,0 +1,147 @@
+//! Documents with at least one term of a range: words that start alike, words and numbers between two others.
+//!
+//! Tantivy's own queries for this stop at the first postings that cannot be read. Here all are asked for first, so that
+//! a split that is read in place fetches them together.
+
+use std::ops::Bound;
+
+use tantivy::query::{BitSetDocSet, ConstScorer, EmptyScorer, EnableScoring, Explanation, Query, Scorer, Weight};
+use tantivy::schema::{Field, IndexRecordOption};
+use tantivy::{BitSet, DocId, Score, SegmentReader, TantivyError, Term};
+
+/// Matches documents by terms of one field between two bounds, with a score of 1.
+#[derive(Clone, Debug)]
+pub(crate) struct TermsBetween {
+    /// None where no bound was given; then nothing matches.
+    field: Option<Field>,
+    lower: Bound<Vec<u8>>,
+    upper: Bound<Vec<u8>>,
+}
+
+impl TermsBetween {
+    /// At least one bound is given. Two are of one field and, in a JSON field, of one path and type.
+    pub fn new(lower: Bound<Term>, upper: Bound<Term>) -> Self {
+        let field = |bound: &Bound<Term>| match bound {
+            Bound::Included(term) | Bound::Excluded(term) => Some(term.field()),
+            Bound::Unbounded => None,
+        };
+        let bytes = |term: Term| term.serialized_value_bytes().to_vec();
+        Self { field: field(&lower).or(field(&upper)), lower: lower.map(bytes), upper: upper.map(bytes) }
+    }
+
+    /// Terms that start like `term`.
+    pub fn starting_with(term: &Term) -> Self {
+        let lower = term.serialized_value_bytes().to_vec();
+        // The next term that does not start so: the last byte that can be raised is, and what follows it goes.
+        let mut upper = lower.clone();
+        while upper.last() == Some(&u8::MAX) {
+            upper.pop();
+        }
+        let upper = match upper.last_mut() {
+            Some(last) => {
+                *last += 1;
+                Bound::Excluded(upper)
+            }
+            None => Bound::Unbounded,
+        };
+        Self { field: Some(term.field()), lower: Bound::Included(lower), upper }
+    }
+
+    fn docs(&self, segment: &SegmentReader) -> tantivy::Result<BitSet> {
+        let Some(field) = self.field else { return Ok(BitSet::with_max_value(segment.max_doc())) };
+        let index = segment.inverted_index(field)?;
+        let mut terms = index.terms().range().without_keys();
+        terms = match &self.lower {
+            Bound::Included(term) => terms.ge(term),
+            Bound::Excluded(term) => terms.gt(term),
+            Bound::Unbounded => terms,
+        };
+        terms = match &self.upper {
+            Bound::Included(term) => terms.le(term),
+            Bound::Excluded(term) => terms.lt(term),
+            Bound::Unbounded => terms,
+        };
+        let (mut terms, mut docs, mut lacked) = (terms.into_stream()?, BitSet::with_max_value(segment.max_doc()), None);
+        while terms.advance() {
+            let mut postings = match index.read_block_postings_from_terminfo(terms.value(), IndexRecordOption::Basic) {
+                Ok(postings) => postings,
+                Err(error) => {
+                    lacked = Some(error);
+                    continue;
+                }
+            };
+            while lacked.is_none() && !postings.docs().is_empty() {
+                for doc in postings.docs() {
+                    docs.insert(*doc);
+                }
+                postings.advance();
+            }
+        }
+        lacked.map_or(Ok(docs), |error| Err(error.into()))
+    }
+}
+
+impl Query for TermsBetween {
+    fn weight(&self, _: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Weight for TermsBetween {
+    fn scorer(&self, segment: &SegmentReader, boost: Score) -> tantivy::Result<Box<dyn Scorer>> {
+        let docs = self.docs(segment)?;
+        if docs.len() == 0 {
+            return Ok(Box::new(EmptyScorer));
+        }
+        Ok(Box::new(ConstScorer::new(BitSetDocSet::from(docs), boost)))
+    }
+
+    fn explain(&self, segment: &SegmentReader, doc: DocId) -> tantivy::Result<Explanation> {
+        match self.docs(segment)?.contains(doc) {
+            true => Ok(Explanation::new("a term in the range", 1.0)),
+            false => Err(TantivyError::InvalidArgument(format!("document {doc} does not match"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tantivy::collector::Count;
+    use tantivy::query::{FuzzyTermQuery, InvertedIndexRangeQuery};
+
+    use super::*;
+    use crate::search::testing::{Doc, split};
+
+    const WORDS: [&str; 8] = ["pa", "paid", "parcel", "parcels", "parc", "q", "pb", "zürich"];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn matches_what_tantivys_own_queries_match(
+            docs in prop::collection::vec(prop::collection::vec(0..WORDS.len(), 0..3), 1..20),
+            from in 0..WORDS.len(),
+            to in 0..WORDS.len(),
+            open in any::<bool>(),
+        ) {
+            let docs: Vec<Doc> = (0..)
+                .zip(docs)
+                .map(|(offset, words)| {
+                    let value = words.iter().map(|word| WORDS[*word]).collect::<Vec<_>>().join(" ");
+                    Doc { offset, value, ..Doc::default() }
+                })
+                .collect();
+            let split = split(false, &docs).unwrap();
+            let (from, to) = (WORDS[from].min(WORDS[to]), WORDS[from].max(WORDS[to]));
+            let term = |word| Term::from_field_text(split.fields.value, word);
+            let (from, to) = (term(from), term(to));
+            let count = |query: &dyn Query| split.searcher.search(query, &Count).unwrap();
+            let prefix = FuzzyTermQuery::new_prefix(from.clone(), 0, false);
+            prop_assert_eq!(count(&TermsBetween::starting_with(&from)), count(&prefix));
+            let (lower, upper) = (Bound::Included(from), if open { Bound::Excluded(to) } else { Bound::Included(to) });
+            let range = InvertedIndexRangeQuery::new(lower.clone(), upper.clone());
+            prop_assert_eq!(count(&TermsBetween::new(lower, upper)), count(&range));
+        }
+    }
+}
