@@ -98,7 +98,7 @@ fn terms_and_metrics_equal_a_count_by_hand() {
                 (ms().max().unwrap(), ms().count(), LEVELS[level])
             })
             .collect();
-        by_level.sort_by(|a, b| b.0.cmp(&a.0));
+        by_level.sort_by_key(|level| std::cmp::Reverse(level.0));
         let buckets = found["levels"]["buckets"].as_array().unwrap();
         assert_eq!(buckets.len(), 2);
         for (bucket, (max, count, level)) in buckets.iter().zip(&by_level) {
