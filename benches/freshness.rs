@@ -25,8 +25,9 @@ const PARTITIONS: i32 = 8;
 /// What a producer gathers before it sends.
 const BATCH_BYTES: usize = 32 << 10;
 /// One batch of so many carries a word of its own that is searched for from its ack on.
-const PROBE_EVERY: usize = 32;
-const PROBE_PAUSE: Duration = Duration::from_millis(5);
+const PROBE_EVERY: usize = 64;
+/// Between two looks for the same probe: what the figures may be too large by.
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// A probe that is not found by then counts as found then.
 const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -169,12 +170,16 @@ fn batch(lines: &mut Lines, probe: Option<&str>) -> Option<(Bytes, usize)> {
     Some((encoder.finish()?, bytes))
 }
 
-/// Searches for `word` until it is found.
+/// Searches for `word` until it is found. One probe looks at a time, so that looking does not become the load.
 async fn find(search: Arc<Search>, topic: Arc<Topic>, word: String, acked: Instant, measured: Arc<Mutex<Measured>>) {
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let request = SearchRequest { query: word, topics: vec![topic.name.clone()], limit: 1, ..SearchRequest::default() };
     while acked.elapsed() < PROBE_PATIENCE {
+        let turn = TURN.lock().await;
         // A refusal, as from too many searches at once, is a late answer.
-        if search.search(request.clone()).await.is_ok_and(|page| page.total > 0) {
+        let is_found = search.search(request.clone()).await.is_ok_and(|page| page.total > 0);
+        drop(turn);
+        if is_found {
             break;
         }
         tokio::time::sleep(PROBE_PAUSE).await;

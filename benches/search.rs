@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use prometheus::Registry;
 use support::{BenchResult, Lines, Rig, batches, fill, timestamp};
 use tantivy::collector::{Count, TopDocs};
+use tantivy::merge_policy::NoMergePolicy;
 use tantivy::query::{BooleanQuery, EmptyQuery, FuzzyTermQuery, Occur, Query, QueryParser, RangeQuery};
 use tantivy::schema::{FAST, Field, INDEXED, IndexRecordOption, SchemaBuilder, TextFieldIndexing, TextOptions};
 use tantivy::{Index, Order, Searcher, TantivyDocument, Term};
@@ -222,6 +223,8 @@ impl PlainIndex {
         let time = schema.add_i64_field("timestamp", FAST | INDEXED);
         let index = Index::create_in_ram(schema.build());
         let mut writer = index.writer_with_num_threads(1, TANTIVY_MEMORY_BYTES)?;
+        // What is merged below must not be merged by others.
+        writer.set_merge_policy(Box::new(NoMergePolicy));
         let mut file = BufWriter::new(File::create(&lines)?);
         let mut messages = 0;
         for line in Lines::of(bytes) {

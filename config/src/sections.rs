@@ -143,8 +143,8 @@ pub struct TieringConfig {
     /// What archiving and upkeep may move to and from the store; 0 is without limit.
     pub archive_bytes_per_second: ByteSize,
     pub archive_requests_per_second: u64,
-    /// Produce p99 above which archiving slows down; 0 turns that off.
-    pub produce_latency_target: HumanDuration,
+    /// By how much archiving may raise the p99 of produce latency before it slows down; 0 turns that off.
+    pub produce_slowdown_percent: u32,
     /// How often sealed segments are looked for.
     pub interval: HumanDuration,
     /// Wait after a failed attempt; doubled each time up to `retry_backoff_max`.
@@ -293,7 +293,7 @@ impl Default for TieringConfig {
             zstd_level: 3,
             archive_bytes_per_second: ByteSize::bytes(0),
             archive_requests_per_second: 0,
-            produce_latency_target: HumanDuration::millis(20),
+            produce_slowdown_percent: 15,
             interval: HumanDuration::secs(1),
             retry_backoff: HumanDuration::secs(1),
             retry_backoff_max: HumanDuration::secs(60),

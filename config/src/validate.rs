@@ -225,8 +225,7 @@ fn check_tiering(checks: &mut Checks, tiering: &TieringConfig) {
     checks.bandwidth("tiering.archive_bytes_per_second", tiering.archive_bytes_per_second);
     let requests = tiering.archive_requests_per_second;
     checks.range("tiering.archive_requests_per_second", requests, 0, REQUEST_RATE_MAX);
-    let target = tiering.produce_latency_target;
-    checks.range("tiering.produce_latency_target", target, HumanDuration::millis(0), TICK_MAX);
+    checks.range("tiering.produce_slowdown_percent", tiering.produce_slowdown_percent, 0, 1000);
     checks.range("tiering.interval", tiering.interval, TICK_MIN, TICK_MAX);
     checks.range("tiering.retry_backoff", tiering.retry_backoff, TICK_MIN, TICK_MAX);
     let backoff_max = tiering.retry_backoff_max;

@@ -1,54 +1,167 @@
-//! How long producers wait for their acks just now: what work in the background goes by when it decides how much of
-//! the machine it may take.
+//! How long producers wait for their acks just now, alone and beside work in the background: what that work goes by
+//! when it decides how much of the machine it may take.
 //!
-//! A histogram that is emptied whenever it is read, so that it tells about the time since. Counting is one atomic
-//! addition; a latency that is counted while the window is read belongs to this reading or the next.
+//! Two histograms that are emptied whenever they are read. Whoever works in the background says so
+//! ([`ProduceLatency::work`]); an ack counts as *alone* if nobody worked from its request to its end, and as *beside*
+//! work otherwise. Counting is a few atomic operations. A latency that is counted while the window is read belongs to
+//! this reading or the next; one that is counted while work begins or ends may be taken for either kind.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-/// Buckets per doubling: a quantile is at most a quarter too large.
-const STEPS_BITS: u32 = 2;
+/// Buckets per doubling: one is 3 % wide.
+const STEPS_BITS: u32 = 5;
 const STEPS: usize = 1 << STEPS_BITS;
 /// Doublings above a microsecond that are told apart: to about a minute.
 const DOUBLINGS: usize = 26;
-const BUCKETS: usize = DOUBLINGS * STEPS;
-/// The share of acks, in hundredths, that [`LatencyWindow::take_p99`] looks for.
-const QUANTILE_PERCENT: u64 = 99;
+const BUCKETS: usize = (DOUBLINGS - STEPS_BITS as usize + 1) * STEPS;
+/// What sums of counts may be off by.
+const ROUNDING: f64 = 1e-6;
 
-/// Latencies since the window was read last.
+/// Latencies of produce requests since they were read last.
 #[derive(Debug)]
-pub struct LatencyWindow {
-    buckets: [AtomicU32; BUCKETS],
+pub struct ProduceLatency {
+    alone: Window,
+    beside: Window,
+    workers: AtomicUsize,
+    /// When the last worker ended, in microseconds after `opened_at`.
+    quiet_since: AtomicU64,
+    opened_at: Instant,
 }
 
-impl Default for LatencyWindow {
+/// While it is there, somebody works in the background.
+#[derive(Debug)]
+pub struct Working(Arc<ProduceLatency>);
+
+/// What was counted between two readings.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub alone: Counts,
+    pub beside: Counts,
+}
+
+/// How many acks took how long. Fractions come from [`Counts::absorb`], which forgets by shrinking.
+#[derive(Clone, Debug)]
+pub struct Counts(Vec<f64>);
+
+#[derive(Debug)]
+struct Window([AtomicU32; BUCKETS]);
+
+impl Default for ProduceLatency {
     fn default() -> Self {
-        Self { buckets: [const { AtomicU32::new(0) }; BUCKETS] }
+        Self {
+            alone: Window::default(),
+            beside: Window::default(),
+            workers: AtomicUsize::new(0),
+            quiet_since: AtomicU64::new(0),
+            opened_at: Instant::now(),
+        }
     }
 }
 
-impl LatencyWindow {
+impl Default for Window {
+    fn default() -> Self {
+        Self([const { AtomicU32::new(0) }; BUCKETS])
+    }
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(vec![0.0; BUCKETS])
+    }
+}
+
+impl ProduceLatency {
+    /// A producer just got its ack, so long after its request.
     pub fn record(&self, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        if let Some(bucket) = self.buckets.get(bucket_of(micros)) {
+        let window = if self.was_quiet_for(latency) { &self.alone } else { &self.beside };
+        window.add(latency);
+    }
+
+    /// Says that the caller works, until it drops the answer.
+    pub fn work(self: &Arc<Self>) -> Working {
+        self.workers.fetch_add(1, Ordering::Relaxed);
+        Working(self.clone())
+    }
+
+    /// What was counted since the last call.
+    pub fn take(&self) -> Reading {
+        Reading { alone: self.alone.take(), beside: self.beside.take() }
+    }
+
+    fn was_quiet_for(&self, latency: Duration) -> bool {
+        let since = Duration::from_micros(self.quiet_since.load(Ordering::Relaxed));
+        self.workers.load(Ordering::Relaxed) == 0 && self.opened_at.elapsed().saturating_sub(since) >= latency
+    }
+}
+
+impl Reading {
+    pub fn total(&self) -> f64 {
+        self.alone.total() + self.beside.total()
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let Self(latency) = self;
+        latency.quiet_since.store(micros(latency.opened_at.elapsed()), Ordering::Relaxed);
+        latency.workers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Window {
+    fn add(&self, latency: Duration) {
+        if let Some(bucket) = self.0.get(bucket_of(micros(latency))) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The latency that 99 of 100 acks stayed below since the last call, rounded up to the end of its bucket; of fewer
-    /// than a hundred, the longest. `None` where there was none. Empties the window.
-    pub fn take_p99(&self) -> Option<Duration> {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| u64::from(b.swap(0, Ordering::Relaxed))).collect();
-        let total: u64 = counts.iter().sum();
-        let rank = (total * QUANTILE_PERCENT).div_ceil(100);
-        let mut below = 0;
-        let found = counts.iter().position(|count| {
-            below += count;
-            total > 0 && below >= rank
-        })?;
-        Some(Duration::from_micros(bucket_end(found)))
+    fn take(&self) -> Counts {
+        Counts(self.0.iter().map(|bucket| f64::from(bucket.swap(0, Ordering::Relaxed))).collect())
     }
+}
+
+impl Counts {
+    pub fn total(&self) -> f64 {
+        self.0.iter().sum()
+    }
+
+    /// The latency that a share of the acks stayed within, as the middle of its bucket. None where there was none.
+    pub fn quantile(&self, share: f64) -> Option<Duration> {
+        let rank = self.total() * share;
+        let mut within = 0.0;
+        let bucket = self.0.iter().position(|count| {
+            within += count;
+            *count > 0.0 && within + ROUNDING >= rank
+        })?;
+        Some(middle(bucket))
+    }
+
+    /// How many acks took longer, going by the middles of their buckets.
+    pub fn beyond(&self, latency: Duration) -> f64 {
+        let late = self.0.iter().enumerate().rev().take_while(|(bucket, _)| middle(*bucket) > latency);
+        late.map(|(_, count)| count).sum()
+    }
+
+    /// Adds `other`, then shrinks all to a total of `weight_max`: the longer ago, the less an ack counts.
+    pub fn absorb(&mut self, other: &Self, weight_max: f64) {
+        self.0.iter_mut().zip(&other.0).for_each(|(count, more)| *count += more);
+        let shrink = weight_max / self.total().max(weight_max);
+        self.0.iter_mut().for_each(|count| *count *= shrink);
+    }
+}
+
+impl FromIterator<Duration> for Counts {
+    fn from_iter<I: IntoIterator<Item = Duration>>(latencies: I) -> Self {
+        let window = Window::default();
+        latencies.into_iter().for_each(|latency| window.add(latency));
+        window.take()
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The first buckets hold one microsecond each; from then on every doubling has [`STEPS`] of them.
@@ -68,6 +181,11 @@ fn bucket_end(bucket: usize) -> u64 {
         return step as u64;
     }
     (((STEPS + step + 1) as u64) << (doubling - 1)) - 1
+}
+
+fn middle(bucket: usize) -> Duration {
+    let begin = bucket.checked_sub(1).map_or(0, |before| bucket_end(before) + 1);
+    Duration::from_nanos((begin + bucket_end(bucket)) * 500)
 }
 
 #[cfg(test)]

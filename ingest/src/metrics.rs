@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
-use crate::latency::LatencyWindow;
+use crate::latency::ProduceLatency;
 
 pub const PRODUCED_BYTES: &str = "thermocline_produced_bytes_total";
 pub const PRODUCED_RECORDS: &str = "thermocline_produced_records_total";
@@ -31,7 +31,7 @@ pub struct IngestMetrics {
     pub produced_records: IntCounter,
     produce_seconds: Histogram,
     /// The same latencies, for the throttle of work in the background.
-    pub produce_latency: Arc<LatencyWindow>,
+    pub produce_latency: Arc<ProduceLatency>,
     pub fetched_bytes: IntCounter,
     pub connections: IntGauge,
     pub requests_refused: IntCounter,

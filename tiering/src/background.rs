@@ -7,37 +7,34 @@
 //!   and in competition for a saturated core they get about a tenth of it, not nothing, for the archive must go on.
 //!   Linux takes their I/O priority from that too, where its scheduler knows any. A thread cannot be raised again
 //!   without privileges, hence no pool that others share.
+//! - **Cores.** Beside producers they keep to half of the cores ([`cores`]), for priority alone does not do: Linux lets
+//!   a thread that runs go on for the rest of its slice, milliseconds, before one that wakes up gets the core.
 //! - **Number.** [`Background::run`] starts one thread per job, at most as many at once as there are slots; jobs that
 //!   wait for a slot come in order. A job takes seconds, its thread microseconds.
-//! - **Pauses.** Code that runs for long calls [`pause`] between its steps, and rests as the throttle says. On any
+//! - **Pauses.** Code that runs for long calls [`pause`] between its steps, and rests when the throttle says so. On any
 //!   other thread that does nothing, so the same code can serve somebody who waits. A thread that is started from
-//!   such a thread rests by the same throttle. Time in which a thread waited for a core is not work to rest from:
-//!   otherwise priority and pauses would multiply, and under a saturating load next to nothing would be archived.
+//!   such a thread rests by the same throttle. Whoever waits for another thread says so ([`waiting`]): while all rest
+//!   or wait, producers are alone, and the throttle learns from it.
 //!
 //! A job whose caller goes away is finished all the same, and keeps its slot until then. No lock that live traffic
 //! takes may be held over a pause. The runtime does not know these threads: a test that pauses its clock would see time
 //! jump while one works.
 
+mod cores;
+
 use std::cell::RefCell;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
+use thermocline_ingest::latency::Working;
 use tokio::sync::{Semaphore, oneshot};
 
+use self::cores::Cores;
 use crate::throttle::Throttle;
 
 /// Priority of background threads, 0 being that of the broker and 19 the lowest.
 const NICE: i32 = 10;
-/// Work that is rested for at once; shorter steps add up.
-const STEP_MIN: Duration = Duration::from_millis(5);
-/// Where Linux says how long the reading thread has run and waited to run, in nanoseconds (its `sched-stats.rst`).
-const ACCOUNT: &str = "/proc/thread-self/schedstat";
-/// Three numbers of at most 20 digits.
-const ACCOUNT_BYTES_MAX: usize = 64;
 
 /// Why a job has no outcome.
 #[derive(Debug, thiserror::Error)]
@@ -60,41 +57,24 @@ thread_local! {
     static PACE: RefCell<Option<Pace>> = const { RefCell::new(None) };
 }
 
-/// What a thread has worked since it rested last.
+/// The throttle that a thread lives by, that it works just now, and where.
 struct Pace {
     throttle: Arc<Throttle>,
-    since: Instant,
-    /// How long it had waited for a core by then.
-    queued: Duration,
-    /// The kernel's account of this thread, where there is one.
-    account: Option<File>,
+    working: Working,
+    cores: Cores,
 }
 
 impl Pace {
-    /// Of the current thread, from now on.
     fn begin(throttle: Arc<Throttle>) -> Self {
-        let account = File::open(ACCOUNT).ok();
-        let mut pace = Self { throttle, since: Instant::now(), queued: Duration::ZERO, account };
-        pace.queued = pace.queued_so_far();
+        let working = throttle.work();
+        let mut pace = Self { throttle, working, cores: Cores::default() };
+        pace.keep_to_cores();
         pace
     }
 
-    fn worked(&self) -> Duration {
-        let queued = self.queued_so_far().saturating_sub(self.queued);
-        self.since.elapsed().saturating_sub(queued)
+    fn keep_to_cores(&mut self) {
+        self.cores.share(self.throttle.is_beside_producers());
     }
-
-    fn queued_so_far(&self) -> Duration {
-        let mut line = [0; ACCOUNT_BYTES_MAX];
-        let read = self.account.as_ref().and_then(|account| account.read_at(&mut line, 0).ok()).unwrap_or(0);
-        line.get(..read).and_then(queued_in).unwrap_or_default()
-    }
-}
-
-/// The second number of the account: nanoseconds in the queue for a core.
-fn queued_in(account: &[u8]) -> Option<Duration> {
-    let nanos = str::from_utf8(account).ok()?.split_ascii_whitespace().nth(1)?;
-    nanos.parse().ok().map(Duration::from_nanos)
 }
 
 impl Background {
@@ -167,16 +147,23 @@ fn start<T: Send + 'static>(
     })
 }
 
-/// Rests as long as the throttle asks for what this thread has worked since its last rest. Blocking; only on
-/// background threads, on others it returns at once.
+/// Rests if it is time to rest. Blocking; only on background threads, on others it returns at once.
 pub fn pause() {
-    let Some(mut pace) = PACE.take() else { return };
-    if pace.since.elapsed() >= STEP_MIN {
-        pace.throttle.rest(pace.worked());
-        pace.since = Instant::now();
-        pace.queued = pace.queued_so_far();
-    }
+    let Some(Pace { throttle, working, cores }) = PACE.take() else { return };
+    let working = throttle.rest(working);
+    let mut pace = Pace { throttle, working, cores };
+    pace.keep_to_cores();
     PACE.set(Some(pace));
+}
+
+/// Runs what waits for another thread and does no work itself.
+pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+    let Some(Pace { throttle, working, cores }) = PACE.take() else { return wait() };
+    drop(working);
+    let value = wait();
+    let working = throttle.work();
+    PACE.set(Some(Pace { throttle, working, cores }));
+    value
 }
 
 /// On Linux priorities are those of threads; elsewhere this would lower the whole broker.

@@ -116,7 +116,7 @@ pub fn metrics() -> Arc<TieringMetrics> {
 
 /// Background threads that never rest.
 pub fn background_threads() -> Background {
-    let throttle = Throttle::new(Duration::ZERO, Arc::default(), metrics().background_duty.clone());
+    let throttle = Throttle::new(0, Arc::default(), metrics().background_duty.clone());
     Background::new(Arc::new(throttle), 2)
 }
 

@@ -1,123 +1,180 @@
-//! How much of its time work in the background may work, so that producers do not wait for it.
+//! How much of its time work in the background may work, so that producers hardly notice.
 //!
-//! [`Controller`] is the pure part: once a [`WINDOW`] it sees the p99 of the produce latency and sets the duty cycle,
-//! the share of time in which background work works. Above the target the share is halved, otherwise it grows by
-//! [`DUTY_STEP`] (additive increase, multiplicative decrease: it gives way fast and comes back carefully). Without
-//! producers it grows as well.
+//! Time goes in periods of [`PERIOD`]: first everybody works, for the *duty cycle*'s share of it, then everybody rests.
+//! Resting together leaves moments in which nothing runs beside the producers, and what they experience then is what
+//! they would experience without this work. The goal is relative to that: the p99 of all acks at most
+//! `produce_slowdown_percent` above the p99 of those alone. No setting has to know how fast the disk is.
+//!
+//! [`Controller`] is the pure part. After each period it learns from the acks that were alone, counts the late ones
+//! among all (those beyond the goal), and keeps an account: one ack of a hundred may be late; [`DEBT_MAX`] more than
+//! that lower the duty cycle by [`DUTY_CUT`], so many fewer raise it by [`DUTY_STEP`] (additive increase,
+//! multiplicative decrease: it gives way fast and comes back carefully). The account makes a quantile of few acks
+//! usable: in a second of a quiet producer the p99 is its slowest ack, and chance decides that.
 //!
 //! # Invariants
 //! 1. The duty cycle is never below [`DUTY_MIN`]: segments that are not archived cannot leave the disk, and a disk
-//!    that is full stops producers altogether. So a target that cannot be met costs archive speed, never the archive.
-//! 2. It is never above 1, and gets there within `(1 - DUTY_MIN) / DUTY_STEP` windows once the target is met.
-//! 3. It is set by whoever rests or asks to: there is no thread or task of its own, and without background work nobody
-//!    looks. A reading that covers much more than a window says nothing about the present and is thrown away.
+//!    that is full stops producers altogether. So a goal that cannot be met costs archive speed, never the archive.
+//! 2. Beside producers it is never above [`DUTY_LIVE_MAX`], so that there is something to learn from; without them it
+//!    gets to 1.
+//! 3. Periods begin when somebody works or asks to: there is no thread or task of its own, and without background work
+//!    nobody looks. A reading over much more than a period teaches what is usual, and judges nobody.
 //!
 //! Nothing here outlives the process; a new one starts at 1.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use prometheus::Gauge;
-use thermocline_ingest::latency::LatencyWindow;
+use thermocline_ingest::latency::{Counts, ProduceLatency, Reading, Working};
 
 /// What background work may always have. A worker at a quarter of its speed still keeps up with what a busy partition
 /// takes in.
 pub const DUTY_MIN: f64 = 0.25;
-/// What a window within the target adds.
+/// What it may have at most while somebody produces.
+pub const DUTY_LIVE_MAX: f64 = 0.9;
+/// What few late acks add.
 pub const DUTY_STEP: f64 = 0.05;
-/// What a window beyond the target leaves.
-const DUTY_CUT: f64 = 0.5;
-/// How long produce latencies are gathered before they are judged.
-pub const WINDOW: Duration = Duration::from_secs(1);
+/// What many late acks leave.
+const DUTY_CUT: f64 = 0.7;
+/// Work and rest together.
+pub const PERIOD: Duration = Duration::from_secs(1);
+/// The quantile that the goal is about.
+const QUANTILE: f64 = 0.99;
+/// Late acks, more or fewer than allowed, that are not taken for chance.
+const DEBT_MAX: f64 = 4.0;
+/// Acks alone that are remembered. A hundredth of them is beyond the quantile, which is thus known to about a fifth.
+const ALONE_MAX: f64 = 2500.0;
+/// Acks alone without which nothing is known.
+const ALONE_MIN: f64 = 100.0;
 
 /// Sets the duty cycle by what producers experience.
 #[derive(Clone, Debug)]
 pub struct Controller {
-    target: Duration,
+    slowdown_percent: u32,
     duty: f64,
+    alone: Counts,
+    /// Late acks beyond what is allowed.
+    debt: f64,
 }
 
 /// The duty cycle as threads live by it.
 #[derive(Debug)]
 pub struct Throttle {
-    latency: Arc<LatencyWindow>,
+    latency: Arc<ProduceLatency>,
     gauge: Gauge,
+    /// Somebody produced in the last period, and has a goal to be held to.
+    beside_producers: AtomicBool,
     state: Mutex<State>,
-    /// The duty cycle is another one.
-    changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     controller: Controller,
-    judged_at: Instant,
+    period_began: Instant,
 }
 
 impl Controller {
-    /// Aims at acks within `target` for 99 of 100 produce requests; a target of zero leaves the duty cycle at 1.
-    pub fn new(target: Duration) -> Self {
-        Self { target, duty: 1.0 }
+    /// `slowdown_percent`: how far the p99 may be above what it is alone; zero leaves the duty cycle at 1.
+    pub fn new(slowdown_percent: u32) -> Self {
+        Self { slowdown_percent, duty: 1.0, alone: Counts::default(), debt: 0.0 }
     }
 
     pub fn duty(&self) -> f64 {
         self.duty
     }
 
-    /// Judges a window; `None` where nobody produced.
-    pub fn judge(&mut self, p99: Option<Duration>) {
-        let is_late = !self.target.is_zero() && p99.is_some_and(|p99| p99 > self.target);
-        let duty = if is_late { self.duty * DUTY_CUT } else { self.duty + DUTY_STEP };
-        self.duty = duty.clamp(DUTY_MIN, 1.0);
+    /// Remembers what producers experience alone.
+    pub fn learn(&mut self, alone: &Counts) {
+        self.alone.absorb(alone, ALONE_MAX);
+    }
+
+    /// Judges a period.
+    pub fn judge(&mut self, reading: &Reading) {
+        self.learn(&reading.alone);
+        if !self.has_goal() {
+            return;
+        }
+        let acks = reading.total();
+        if acks == 0.0 {
+            self.duty = (self.duty + DUTY_STEP).min(1.0);
+            return;
+        }
+        if let Some(goal) = self.goal() {
+            let late = reading.alone.beyond(goal) + reading.beside.beyond(goal);
+            self.debt += late - acks * (1.0 - QUANTILE);
+            if self.debt.abs() >= DEBT_MAX {
+                self.duty = if self.debt > 0.0 { self.duty * DUTY_CUT } else { self.duty + DUTY_STEP };
+                self.debt = 0.0;
+            }
+        }
+        self.duty = self.duty.clamp(DUTY_MIN, DUTY_LIVE_MAX);
+    }
+
+    fn has_goal(&self) -> bool {
+        self.slowdown_percent > 0
+    }
+
+    fn goal(&self) -> Option<Duration> {
+        let p99 = self.alone.quantile(QUANTILE)?;
+        (self.alone.total() >= ALONE_MIN).then(|| p99 + p99 * self.slowdown_percent / 100)
     }
 }
 
 impl Throttle {
     /// `latency` is where produce latencies are counted, `gauge` where the duty cycle is shown.
-    pub fn new(target: Duration, latency: Arc<LatencyWindow>, gauge: Gauge) -> Self {
-        let state = State { controller: Controller::new(target), judged_at: Instant::now() };
+    pub fn new(slowdown_percent: u32, latency: Arc<ProduceLatency>, gauge: Gauge) -> Self {
+        let state = State { controller: Controller::new(slowdown_percent), period_began: Instant::now() };
         gauge.set(state.controller.duty());
-        Self { latency, gauge, state: Mutex::new(state), changed: Condvar::new() }
+        Self { latency, gauge, beside_producers: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    /// Blocks for as long as a thread has to rest that has worked for `worked`; shorter once the duty cycle rises.
-    pub fn rest(&self, worked: Duration) {
-        let begun = Instant::now();
-        let mut state = self.state.lock();
+    /// Whether there are producers to be spared.
+    pub fn is_beside_producers(&self) -> bool {
+        self.beside_producers.load(Ordering::Relaxed)
+    }
+
+    /// Says that the calling thread works, until it drops the answer or waits.
+    pub fn work(&self) -> Working {
+        self.latency.work()
+    }
+
+    /// Blocks until the time to rest is over, if it is time to rest.
+    pub fn rest(&self, working: Working) -> Working {
+        let Some(mut wait) = self.rest_at(Instant::now()) else { return working };
+        drop(working);
         loop {
-            let now = Instant::now();
-            if self.judge_if_due(&mut state, now) {
-                self.changed.notify_all();
+            std::thread::sleep(wait);
+            match self.rest_at(Instant::now()) {
+                Some(more) => wait = more,
+                None => return self.work(),
             }
-            let until = begun + rest_after(worked, state.controller.duty());
-            if until <= now {
-                return;
-            }
-            let next_window = state.judged_at + WINDOW;
-            self.changed.wait_until(&mut state, until.min(next_window));
         }
     }
 
-    /// Whether a window has passed and was judged.
-    fn judge_if_due(&self, state: &mut State, now: Instant) -> bool {
-        let since = now.saturating_duration_since(state.judged_at);
-        if since < WINDOW {
-            return false;
+    /// For how long whoever works has to rest from `now` on.
+    fn rest_at(&self, now: Instant) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let since = now.saturating_duration_since(state.period_began);
+        if since >= PERIOD {
+            state.period_began = now;
+            self.end_period(&mut state.controller, since);
+            return None;
         }
-        state.judged_at = now;
-        let p99 = self.latency.take_p99();
-        if since > WINDOW * 2 {
-            return false;
-        }
-        state.controller.judge(p99);
-        self.gauge.set(state.controller.duty());
-        true
+        (since >= PERIOD.mul_f64(state.controller.duty())).then(|| PERIOD - since)
     }
-}
 
-/// How long to rest after working for `worked`, so that the share of work is `duty`.
-fn rest_after(worked: Duration, duty: f64) -> Duration {
-    worked.mul_f64(1.0 / duty.clamp(DUTY_MIN, 1.0) - 1.0)
+    fn end_period(&self, controller: &mut Controller, took: Duration) {
+        let reading = self.latency.take();
+        self.beside_producers.store(controller.has_goal() && reading.total() > 0.0, Ordering::Relaxed);
+        if took > PERIOD * 2 {
+            controller.learn(&reading.alone);
+        } else {
+            controller.judge(&reading);
+            self.gauge.set(controller.duty());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::RwLock;
 use thermocline_config::{CacheConfig, TieringConfig};
 use thermocline_ingest::clock::Clock;
-use thermocline_ingest::latency::LatencyWindow;
+use thermocline_ingest::latency::ProduceLatency;
 use thermocline_ingest::log::{LogError, Partition, SealedSegment};
 use thermocline_ingest::model::{Offset, TopicName, TopicPartition};
 use thermocline_ingest::topics::{Topic, TopicError, Topics};
@@ -129,7 +129,7 @@ pub struct TieringOptions {
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<TieringMetrics>,
     /// what producers experience; archiving gives way to it
-    pub produce_latency: Arc<LatencyWindow>,
+    pub produce_latency: Arc<ProduceLatency>,
     /// raised at each start of the broker; fences older ones
     pub broker_epoch: u64,
 }
@@ -190,8 +190,8 @@ impl Tiering {
     pub async fn open(options: TieringOptions) -> Result<Arc<Self>, TieringError> {
         let TieringOptions { config, cache, store, topics, clock, metrics, produce_latency, broker_epoch } = options;
         store.observe(metrics.clone());
-        let target = config.produce_latency_target.as_duration();
-        let throttle = Arc::new(Throttle::new(target, produce_latency, metrics.background_duty.clone()));
+        let slowdown = config.produce_slowdown_percent;
+        let throttle = Arc::new(Throttle::new(slowdown, produce_latency, metrics.background_duty.clone()));
         store.limit(limits(&config, &cache, throttle.clone()));
         let background = Background::new(throttle.clone(), config.workers);
         let manifests = ManifestStore::new(store.of(Work::Archive), broker_epoch, clock.clone());

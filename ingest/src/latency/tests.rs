@@ -2,31 +2,53 @@ use proptest::prelude::*;
 
 use super::*;
 
-#[test]
-fn a_window_is_empty_after_it_was_read() {
-    let window = LatencyWindow::default();
-    assert_eq!(window.take_p99(), None);
-    window.record(Duration::from_millis(3));
-    assert!(window.take_p99().is_some());
-    assert_eq!(window.take_p99(), None);
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
 }
 
 #[test]
-fn a_quantile_leaves_one_of_a_hundred_out() {
-    let window = LatencyWindow::default();
-    (0..99).for_each(|_| window.record(Duration::from_micros(2)));
-    window.record(Duration::from_secs(1));
-    assert_eq!(window.take_p99(), Some(Duration::from_micros(2)));
-    (0..98).for_each(|_| window.record(Duration::from_micros(2)));
-    (0..2).for_each(|_| window.record(Duration::from_secs(1)));
-    assert!(window.take_p99() >= Some(Duration::from_secs(1)));
+fn a_window_is_empty_after_it_was_read() {
+    let latency = ProduceLatency::default();
+    latency.record(millis(3));
+    assert_eq!(latency.take().total(), 1.0);
+    let reading = latency.take();
+    assert_eq!(reading.total(), 0.0);
+    assert_eq!(reading.alone.quantile(0.99), None);
+}
+
+#[test]
+fn an_ack_is_alone_if_nobody_worked_while_it_was_waited_for() {
+    let latency = Arc::new(ProduceLatency::default());
+    let counted = |of: Duration| {
+        latency.record(of);
+        let reading = latency.take();
+        (reading.alone.total(), reading.beside.total())
+    };
+    assert_eq!(counted(Duration::ZERO), (1.0, 0.0));
+    let (first, second) = (latency.work(), latency.work());
+    assert_eq!(counted(Duration::ZERO), (0.0, 1.0));
+    drop(first);
+    assert_eq!(counted(Duration::ZERO), (0.0, 1.0));
+    drop(second);
+    assert_eq!(counted(Duration::ZERO), (1.0, 0.0));
+    assert_eq!(counted(Duration::MAX), (0.0, 1.0), "requested while somebody worked");
+}
+
+#[test]
+fn what_was_absorbed_long_ago_counts_less() {
+    let mut counts = Counts::from_iter([millis(1); 100]);
+    let slow = Counts::from_iter([millis(100); 100]);
+    counts.absorb(&slow, 100.0);
+    assert!((counts.total() - 100.0).abs() < 1e-6);
+    assert!((counts.beyond(millis(50)) - 50.0).abs() < 1e-6);
+    (0..20).for_each(|_| counts.absorb(&slow, 100.0));
+    assert!(counts.beyond(millis(50)) > 99.9);
 }
 
 #[test]
 fn latencies_beyond_the_last_bucket_are_counted() {
-    let window = LatencyWindow::default();
-    window.record(Duration::MAX);
-    assert!(window.take_p99() > Some(Duration::from_secs(30)));
+    let counts = Counts::from_iter([Duration::MAX]);
+    assert!(counts.quantile(0.99) > Some(Duration::from_secs(30)));
 }
 
 proptest! {
@@ -37,14 +59,19 @@ proptest! {
         prop_assert!(bucket == 0 || micros > bucket_end(bucket - 1));
     }
 
-    /// Against the sorted list of what was recorded.
+    /// Against the sorted list of what was counted.
     #[test]
-    fn a_quantile_is_a_quarter_too_large_at_most(mut micros in prop::collection::vec(0_u64..60_000_000, 1..500)) {
-        let window = LatencyWindow::default();
-        micros.iter().for_each(|micros| window.record(Duration::from_micros(*micros)));
+    fn a_quantile_is_in_the_bucket_of_the_exact_one(mut micros in prop::collection::vec(0_u64..60_000_000, 1..500)) {
+        let counts: Counts = micros.iter().map(|micros| Duration::from_micros(*micros)).collect();
         micros.sort_unstable();
         let exact = micros[(micros.len() * 99).div_ceil(100) - 1];
-        let found = window.take_p99().unwrap().as_micros() as u64;
-        prop_assert!(found >= exact && found <= exact + exact / 4, "{exact} {found}");
+        prop_assert_eq!(counts.quantile(0.99), Some(middle(bucket_of(exact))));
+    }
+
+    #[test]
+    fn beyond_a_latency_lies_what_is_beyond_its_bucket(micros in prop::collection::vec(0_u64..60_000_000, 1..500), bucket in 0..BUCKETS) {
+        let counts: Counts = micros.iter().map(|micros| Duration::from_micros(*micros)).collect();
+        let exact = micros.iter().filter(|micros| bucket_of(**micros) > bucket).count();
+        prop_assert_eq!(counts.beyond(middle(bucket)), exact as f64);
     }
 }

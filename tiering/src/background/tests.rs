@@ -1,13 +1,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use prometheus::Gauge;
-use thermocline_ingest::latency::LatencyWindow;
+use thermocline_ingest::latency::ProduceLatency;
 
 use super::*;
 
 fn background(slots: usize) -> Background {
-    let latency = Arc::new(LatencyWindow::default());
-    Background::new(Arc::new(Throttle::new(Duration::ZERO, latency, Gauge::new("duty", "share").unwrap())), slots)
+    beside(Arc::default(), slots)
+}
+
+fn beside(latency: Arc<ProduceLatency>, slots: usize) -> Background {
+    Background::new(Arc::new(Throttle::new(0, latency, Gauge::new("duty", "share").unwrap())), slots)
 }
 
 #[cfg(target_os = "linux")]
@@ -84,12 +88,18 @@ async fn threads_of_a_job_rest_by_its_throttle() {
     assert!(!spawn_low_priority("part of nothing", has_pace).unwrap().join().unwrap());
 }
 
-#[test]
-fn the_account_of_a_thread_says_how_long_it_was_queued() {
-    assert_eq!(queued_in(b"1000 2500 7\n"), Some(Duration::from_nanos(2500)));
-    for odd in [&b""[..], b"12", b"a b c", b"\xff\xff \xff"] {
-        assert_eq!(queued_in(odd), None, "{odd:?}");
-    }
-    let pace = Pace::begin(background(1).throttle.unwrap());
-    assert!(pace.worked() <= pace.since.elapsed());
+#[tokio::test]
+async fn a_thread_works_except_while_it_waits() {
+    let latency = Arc::new(ProduceLatency::default());
+    let background = beside(latency.clone(), 1);
+    let is_alone = move || {
+        latency.record(Duration::ZERO);
+        latency.take().alone.total() > 0.0
+    };
+    assert!(is_alone());
+    let job = {
+        let is_alone = is_alone.clone();
+        move || (is_alone(), waiting(&is_alone), is_alone())
+    };
+    assert_eq!(background.run("job", job).await.unwrap(), (false, true, false));
 }

@@ -93,7 +93,7 @@ impl ColumnEncoder {
         self.begun += 1;
         let (slices, to_encode) = channel();
         let encode = move || {
-            for slice in to_encode {
+            while let Ok(slice) = background::waiting(|| to_encode.recv()) {
                 write_slice(&mut writers, &slice)?;
                 background::pause();
             }
@@ -129,5 +129,5 @@ fn write_slice(writers: &mut [ArrowColumnWriter], slice: &RecordBatch) -> Result
 }
 
 fn join(columns: Columns) -> Result<Vec<ArrowColumnChunk>, ParquetError> {
-    Ok(columns.join().map_err(|_| ParquetError::Stopped)??)
+    Ok(background::waiting(|| columns.join()).map_err(|_| ParquetError::Stopped)??)
 }

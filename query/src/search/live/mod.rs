@@ -9,7 +9,8 @@
 //! 2. A split is dropped only when the manifest *as searches read it* ([`Tiering::manifest`]) covers it, or the log
 //!    start has passed it. See `view.rs` for why a search then finds every message once.
 //! 3. At most two splits are being built at any time: the next chunk of one partition, and one merge. Each is bounded
-//!    in memory by the limits in `build.rs` and `plan.rs`.
+//!    in memory by the limits in `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what
+//!    is not yet searchable; searches cost a little more until they are done.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
 //! 5. Splits that were made under other settings of the topic are built again one by one, and answer by their own
 //!    schema until then.
@@ -39,6 +40,7 @@ use thermocline_ingest::clock::Clock;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use thermocline_ingest::topics::{Topic, TopicChange};
+use thermocline_tiering::background::Background;
 use thermocline_tiering::split::SplitOptions;
 use thermocline_tiering::worker::Tiering;
 use tokio::sync::{Notify, broadcast, watch};
@@ -57,6 +59,7 @@ use super::metrics::SearchMetrics;
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
 /// How long nothing must be written to a partition before its splits settle.
 const SETTLE_AFTER: Duration = Duration::from_secs(20);
+const MERGE_THREAD: &str = "live-merge";
 
 /// The live splits of every partition.
 pub(crate) struct LiveIndex {
@@ -68,6 +71,7 @@ pub(crate) struct LiveIndex {
     partitions: RwLock<HashMap<(TopicId, PartitionId), Arc<LivePartition>>>,
     /// Set whenever a partition has enough splits to think about merging.
     merges: Notify,
+    merging: Background,
     /// Changes when more can be found.
     progress: watch::Sender<()>,
     files_made: AtomicU64,
@@ -99,8 +103,8 @@ impl LiveIndex {
     ) -> std::io::Result<Self> {
         build::empty_scratch(&scratch)?;
         let (partitions, merges, files_made) = (RwLock::default(), Notify::new(), AtomicU64::new(0));
-        let progress = watch::Sender::new(());
-        Ok(Self { config, tiering, scratch, clock, metrics, partitions, merges, progress, files_made })
+        let (merging, progress) = (Background::unthrottled(1), watch::Sender::new(()));
+        Ok(Self { config, tiering, scratch, clock, metrics, partitions, merges, merging, progress, files_made })
     }
 
     /// For those who wait for more to be found; changes at most once for each chunk that was indexed.
@@ -266,8 +270,9 @@ impl LiveIndex {
         }
         let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: true };
         let metrics = self.metrics.clone();
-        let work = move |path| build(&partition, &chunk, options, path, &metrics);
-        let Some(indexed) = self.make(live, from, work).await else { return false };
+        let path = self.next_path();
+        let built = tokio::task::spawn_blocking(move || build(&partition, &chunk, options, path, &metrics)).await;
+        let Some(indexed) = self.indexed(live, from, built) else { return false };
         if indexed.through == from {
             live.pause();
             return false;
@@ -302,14 +307,16 @@ impl LiveIndex {
         }
         let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: false };
         let (partition, joined, metrics) = (live.partition.clone(), members.to_vec(), self.metrics.clone());
-        let work = move |path: PathBuf| match joined.len() {
+        let path = self.next_path();
+        let work = move || match joined.len() {
             1 => build(&partition, &chunk, options, path, &metrics),
             _ => match join(&joined, path.clone(), &metrics)? {
                 Some(indexed) => Ok(indexed),
                 None => build(&partition, &chunk, options, path, &metrics),
             },
         };
-        let Some(indexed) = self.make(live, from, work).await else { return false };
+        let built = self.merging.run(MERGE_THREAD, work).await;
+        let Some(indexed) = self.indexed(live, from, built) else { return false };
         if indexed.through < until {
             return false;
         }
@@ -317,15 +324,17 @@ impl LiveIndex {
         live.change(|coverage| coverage.replace(members, indexed.split))
     }
 
-    /// A new scratch file by `work`, which may block. None where it failed; then the partition is paused.
-    async fn make(
+    fn next_path(&self) -> PathBuf {
+        self.scratch.join(format!("{}.split", self.files_made.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// What was built, or None where that failed; then the partition is paused.
+    fn indexed(
         &self,
-        live: &Arc<LivePartition>,
+        live: &LivePartition,
         from: Offset,
-        work: impl FnOnce(PathBuf) -> Result<Indexed, BuildError> + Send + 'static,
+        built: Result<Result<Indexed, BuildError>, impl std::fmt::Display>,
     ) -> Option<Indexed> {
-        let path = self.scratch.join(format!("{}.split", self.files_made.fetch_add(1, Ordering::Relaxed)));
-        let built = tokio::task::spawn_blocking(move || work(path)).await;
         let partition = live.partition.topic_partition();
         match built {
             Ok(Ok(indexed)) => {
