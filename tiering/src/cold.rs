@@ -2,6 +2,7 @@
 //! Nothing here knows of the hot log; which offsets are asked of it is decided in `reader.rs`.
 
 mod plan;
+mod record_cache;
 mod records;
 
 use std::collections::HashSet;
@@ -16,6 +17,7 @@ use thermocline_ingest::read::{BatchRun, ReadRange, TimestampedOffset};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 
+use self::record_cache::RecordCache;
 use crate::cache::{BatchCache, BlockCache, ObjectId, RowGroupKey};
 use crate::encode::{BATCH_BYTES_MAX, EncodeError, EncodedRowGroup, RawBytes, encode};
 use crate::manifest::{DataFile, Manifest};
@@ -24,6 +26,8 @@ use crate::store::StoreError;
 
 /// Share of `cache.batches_max_bytes` that goes to Parquet footers and page indexes, as a divisor.
 const METADATA_SHARE: u64 = 8;
+/// Share of it that goes to single records, as a divisor.
+const RECORDS_SHARE: u64 = 16;
 /// Positions remembered to recognise readers that come back for what follows.
 const SEQUENTIAL_READERS_MAX: u64 = 4096;
 /// Encoded size of a row group relative to its Parquet bytes, for the first guess at the buffer.
@@ -78,6 +82,7 @@ pub(crate) struct ColdReader {
 struct Inner {
     parquet: ParquetReader,
     batches: BatchCache,
+    records: RecordCache,
     /// Row groups fetched and decoded at once.
     permits: Semaphore,
     prefetch_row_groups: usize,
@@ -89,11 +94,13 @@ struct Inner {
 
 impl ColdReader {
     pub fn new(blocks: BlockCache, config: &CacheConfig) -> Self {
-        let metadata_max_bytes = config.batches_max_bytes.as_u64() / METADATA_SHARE;
+        let max_bytes = config.batches_max_bytes.as_u64();
+        let (metadata_max_bytes, records_max_bytes) = (max_bytes / METADATA_SHARE, max_bytes / RECORDS_SHARE);
         Self {
             inner: Arc::new(Inner {
                 parquet: ParquetReader::new(blocks, metadata_max_bytes),
-                batches: BatchCache::new(config.batches_max_bytes.as_u64() - metadata_max_bytes),
+                batches: BatchCache::new(max_bytes - metadata_max_bytes - records_max_bytes),
+                records: RecordCache::new(records_max_bytes),
                 permits: Semaphore::new(config.max_concurrent_reads.max(1)),
                 prefetch_row_groups: config.prefetch_row_groups,
                 sequential: Cache::builder().max_capacity(SEQUENTIAL_READERS_MAX).build(),

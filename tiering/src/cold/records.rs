@@ -87,14 +87,17 @@ impl ColdReader {
     async fn of_row_group(self, wanted: Wanted, max_bytes: usize) -> Result<(Found, Range<usize>), ColdError> {
         let Wanted { file, opened, group, offsets, at } = wanted;
         let rows: Vec<Option<u64>> = offsets.iter().map(|offset| opened.row_of(*offset)).collect();
-        let mut present: Vec<u64> = rows.iter().flatten().copied().collect();
-        present.dedup();
-        if present.is_empty() {
-            return Ok((Found { records: vec![None; offsets.len()], ..Found::default() }, at));
+        let object = ObjectId::of(&file.data);
+        let kept: Vec<_> = rows.iter().map(|row| row.and_then(|row| self.inner.records.get(object, row))).collect();
+        let mut missing: Vec<u64> =
+            rows.iter().zip(&kept).filter(|(_, kept)| kept.is_none()).filter_map(|(row, _)| *row).collect();
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok((Found { records: kept, ..Found::default() }, at));
         }
         let (stored, decoded) = opened.row_group_bytes(group);
-        let is_here = self.inner.batches.contains(&(ObjectId::of(&file.data), group));
-        if is_here || choose(opened.pages_of(group, &present), stored, decoded) == Way::Scan {
+        let is_here = self.inner.batches.contains(&(object, group));
+        if is_here || choose(opened.pages_of(group, &missing), stored, decoded) == Way::Scan {
             let encoded = self.row_group(&file, &opened, group).await?;
             let mut picked = spawn_blocking(move || pick(&encoded, &offsets, max_bytes)).await?;
             // What was kept raw is in the batches, and is no row.
@@ -105,13 +108,14 @@ impl ColdReader {
         // Pages are decompressed and decoded between the downloads.
         let counts = ReadCounts::current();
         let read = spawn_blocking(move || {
-            let read = runtime.block_on(ReadCounts::carry(counts, inner.parquet.rows(&opened, &present)));
-            read.map(|records| (records, present))
+            let read = runtime.block_on(ReadCounts::carry(counts, inner.parquet.rows(&opened, &missing)))?;
+            missing.iter().zip(&read).for_each(|(row, record)| inner.records.insert(object, *row, record));
+            Ok::<_, ColdError>((missing, read))
         });
-        let (records, present) = read.await??;
-        let rows_fetched = records.len() as u64;
-        let of_row = |row: u64| present.binary_search(&row).ok().and_then(|at| records.get(at)).cloned();
-        let records = rows.into_iter().map(|row| row.and_then(of_row)).collect();
+        let (missing, read) = read.await??;
+        let rows_fetched = read.len() as u64;
+        let of_row = |row: u64| missing.binary_search(&row).ok().and_then(|at| read.get(at)).cloned();
+        let records = kept.into_iter().zip(rows).map(|(kept, row)| kept.or_else(|| row.and_then(of_row))).collect();
         Ok((Found { records, rows_fetched, ..Found::default() }, at))
     }
 }
