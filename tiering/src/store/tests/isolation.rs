@@ -10,7 +10,7 @@ use crate::testing::metrics;
 use crate::throttle::Throttle;
 
 fn limits(archive: Rates, reads: Rates) -> StoreLimits {
-    let throttle = Throttle::new(Duration::ZERO, Arc::default(), metrics().background_duty.clone());
+    let throttle = Throttle::new(0, Arc::default(), metrics().background_duty.clone());
     StoreLimits { archive, reads, throttle: Arc::new(throttle) }
 }
 
