@@ -25,7 +25,7 @@ pub struct ProduceLatency {
     alone: Window,
     beside: Window,
     workers: AtomicUsize,
-    /// When the last worker ended, in microseconds after `opened_at`.
+    /// When the last worker ended, in microseconds after `opened_at`; 0 while nobody has worked.
     quiet_since: AtomicU64,
     opened_at: Instant,
 }
@@ -91,8 +91,9 @@ impl ProduceLatency {
     }
 
     fn was_quiet_for(&self, latency: Duration) -> bool {
-        let since = Duration::from_micros(self.quiet_since.load(Ordering::Relaxed));
-        self.workers.load(Ordering::Relaxed) == 0 && self.opened_at.elapsed().saturating_sub(since) >= latency
+        let since = self.quiet_since.load(Ordering::Relaxed);
+        let quiet_for = || self.opened_at.elapsed().saturating_sub(Duration::from_micros(since));
+        self.workers.load(Ordering::Relaxed) == 0 && (since == 0 || quiet_for() >= latency)
     }
 }
 
@@ -105,7 +106,7 @@ impl Reading {
 impl Drop for Working {
     fn drop(&mut self) {
         let Self(latency) = self;
-        latency.quiet_since.store(micros(latency.opened_at.elapsed()), Ordering::Relaxed);
+        latency.quiet_since.store(micros(latency.opened_at.elapsed()).max(1), Ordering::Relaxed);
         latency.workers.fetch_sub(1, Ordering::Relaxed);
     }
 }
