@@ -101,6 +101,7 @@ impl Rig {
             base_offset: Offset(base),
             last_offset: Offset(last),
             rows: RECORDS_PER_FILE as u64,
+            dropped: 0,
             min_timestamp: Timestamp(1_700_000_000_000 + base),
             max_timestamp: Timestamp(1_700_000_000_000 + last),
             log_bytes: 134_217_000,

@@ -10,9 +10,9 @@
 //! 5. topics: every partition recovered
 //! 6. tiering: manifests loaded, every partition knows how far it is archived and goes on no lower; after a take-over
 //!    every partition is claimed, and that is noted
-//! 7. reader, group coordinator (its offsets are read back), search
+//! 7. reader, coordinators of groups and transactions (read back), search
 //! 8. ports bound, `listeners.json` written
-//! 9. tasks started: listeners, coordinator, tiering, live index, maintenance
+//! 9. tasks started: listeners, coordinators, tiering, live index, maintenance
 //!
 //! | died here | then at the next start |
 //! |---|---|
@@ -40,6 +40,7 @@ use std::time::Duration;
 use prometheus::Registry;
 use thermocline_config::{Config, ConfigError};
 use thermocline_ingest::clock::{Clock, SystemClock};
+use thermocline_ingest::coordinator::transactions::TransactionCoordinator;
 use thermocline_ingest::coordinator::{CoordinatorError, GroupCoordinator};
 use thermocline_ingest::log::{FreeSpace, HotLog, LogError, free_space_of};
 use thermocline_ingest::metadata::{MetadataError, MetadataStore};
@@ -68,6 +69,7 @@ const METADATA_FILE: &str = "metadata.redb";
 const KAFKA_LISTENER: &str = "kafka listener";
 const HTTP_LISTENER: &str = "http listener";
 const COORDINATOR: &str = "group coordinator";
+const TRANSACTIONS: &str = "transaction coordinator";
 const TIERING: &str = "archive";
 const LIVE_INDEX: &str = "live index";
 const MAINTENANCE: &str = "log maintenance";
@@ -110,7 +112,7 @@ pub enum StartError {
         "loading the archive's manifests; a broker starts only where it knows its archive, see the section [store]"
     )]
     Tiering(#[from] TieringError),
-    #[error("loading the consumer groups")]
+    #[error("loading the consumer groups and transactions")]
     Coordinator(#[from] CoordinatorError),
     #[error("opening the live index")]
     Search(#[from] SearchError),
@@ -140,6 +142,7 @@ struct Stations {
     kafka: Arc<Services>,
     http: Arc<HttpServices>,
     groups: Arc<GroupCoordinator>,
+    transactions: Arc<TransactionCoordinator>,
     tiering: Arc<Tiering>,
     search: Arc<Search>,
     kafka_listener: TcpListener,
@@ -198,7 +201,7 @@ impl Broker {
     /// then the log is flushed and marked clean.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         self.supervisor.stop(&[KAFKA_LISTENER, HTTP_LISTENER], self.shutdown_timeout + LISTENER_GRACE).await;
-        for task in [COORDINATOR, TIERING, LIVE_INDEX, MAINTENANCE] {
+        for task in [TRANSACTIONS, COORDINATOR, TIERING, LIVE_INDEX, MAINTENANCE] {
             self.supervisor.stop(&[task], BACKGROUND_STOP_MAX).await;
         }
         let (log, data_dir) = (self.log.clone(), self.data_dir.clone());
@@ -222,10 +225,11 @@ impl Broker {
 
     /// Starts the tasks.
     fn run(config: Config, log: Arc<HotLog>, stations: Stations) -> Self {
-        let Stations { kafka, http, groups, tiering, search, kafka_listener, http_listener, kafka_addr, http_addr } =
-            stations;
+        let Stations { kafka, http, groups, transactions, tiering, search, .. } = stations;
+        let Stations { kafka_listener, http_listener, kafka_addr, http_addr, .. } = stations;
         let mut supervisor = Supervisor::new();
         supervisor.spawn(COORDINATOR, |stop| unfailing(groups.run(stop)));
+        supervisor.spawn(TRANSACTIONS, |stop| unfailing(transactions.run(stop)));
         supervisor.spawn(TIERING, |stop| unfailing(tiering.run(stop)));
         supervisor.spawn(LIVE_INDEX, |stop| unfailing(search.run(stop)));
         let every = config.log.maintenance_interval.as_duration();
@@ -341,6 +345,15 @@ async fn open_stations(
     let tiering = open_tiering(options, &metadata, &standing).await?;
     let reader = Arc::new(TieredReader::new(tiering.clone(), &config.cache));
     let groups = GroupCoordinator::open(config.groups.clone(), topics.clone(), clock.clone()).await?;
+    groups.register_lag(&registry)?;
+    let transactions = TransactionCoordinator::open(
+        config.transactions.clone(),
+        topics.clone(),
+        groups.clone(),
+        metadata,
+        clock.clone(),
+    )
+    .await?;
     let scratch = data_dir.join(LIVE_INDEX_DIR);
     let search =
         Search::new(config.search.clone(), tiering.clone(), reader.clone(), scratch, clock.clone(), &registry)?;
@@ -359,9 +372,9 @@ async fn open_stations(
         kafka: config.kafka.clone(),
         broker: config.broker.clone(),
         topics: topics.clone(),
-        metadata,
         reader: reader.clone(),
         groups: groups.clone(),
+        transactions: transactions.clone(),
         clock: clock.clone(),
         metrics,
         cluster_id,
@@ -379,7 +392,18 @@ async fn open_stations(
         num_partitions: config.broker.num_partitions,
     };
     let (kafka, http) = (Arc::new(kafka), Arc::new(http));
-    Ok(Stations { kafka, http, groups, tiering, search, kafka_listener, http_listener, kafka_addr, http_addr })
+    Ok(Stations {
+        kafka,
+        http,
+        groups,
+        transactions,
+        tiering,
+        search,
+        kafka_listener,
+        http_listener,
+        kafka_addr,
+        http_addr,
+    })
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

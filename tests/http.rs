@@ -130,7 +130,14 @@ async fn what_is_wrong_is_refused_and_leaves_nothing() {
     }
     assert_eq!(running.offsets("").await, [], "nothing was appended");
 
-    running.refused(get.clone(), "/v1/groups", "", 404, "unknown_route").await;
+    running.refused(get.clone(), "/v1/nothing", "", 404, "unknown_route").await;
+    running.refused(get.clone(), "/v1/groups/nobody", "", 404, "unknown_group").await;
+    running.refused(Method::DELETE, "/v1/groups/nobody", "", 404, "unknown_group").await;
+    for partitions in [2, 1, 0, 100_000] {
+        let body = json!({"partitions": partitions, "configs": {"retention.ms": "5"}}).to_string();
+        running.refused(Method::PATCH, "/v1/topics/orders", &body, 400, "bad_request").await;
+    }
+    assert_eq!(running.get("/v1/topics/orders").await["configs"], json!({}), "nothing of it was changed");
     running.refused(get.clone(), "/", "", 404, "unknown_route").await;
     running.refused(Method::PUT, "/v1/topics", "", 405, "method_not_allowed").await;
     running.refused(get.clone(), "/v1/topics?internl=true", "", 400, "bad_request").await;
@@ -241,5 +248,42 @@ async fn probes_and_metrics_answer() {
     let (status, metrics) = running.send(Method::GET, "/metrics", "").await;
     assert_eq!(status, StatusCode::OK);
     assert!(String::from_utf8(metrics).unwrap().contains("# TYPE thermocline_produced_bytes_total counter"));
+    running.broker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_are_shown_with_their_lag_and_deleted() {
+    let running = Running::start().await;
+    running.post("/v1/topics", json!({"name": "orders"}).to_string()).await;
+    let line = |n: i64| json!({"value": "a", "partition": n % 2, "timestamp": BASE_TIMESTAMP + n}).to_string() + "\n";
+    let lines: String = (0..20).map(line).collect();
+    assert_eq!(running.post("/v1/topics/orders/messages", lines).await.0, StatusCode::OK);
+    assert_eq!(running.get("/v1/groups").await, json!({"groups": []}));
+    let place = json!({"topic": "orders", "partition": 1, "offset": 6}).to_string();
+    assert_eq!(running.post("/v1/groups/readers/offsets", place).await.0, StatusCode::OK);
+
+    let row = json!({"group": "readers", "state": "Empty", "protocol_type": "", "lag": 7});
+    assert_eq!(running.get("/v1/groups").await, json!({"groups": [row]}));
+    let offset = |partition, committed: i64| {
+        json!({
+            "topic": "orders", "partition": partition, "committed_offset": committed, "high_watermark": 10,
+            "lag": 10 - committed, "metadata": "",
+        })
+    };
+    let group = json!({
+        "group": "readers", "state": "Empty", "protocol_type": "", "protocol": "", "generation": 0, "lag": 7,
+        "members": [], "offsets": [offset(0, 7), offset(1, 6)],
+    });
+    assert_eq!(running.get("/v1/groups/readers").await, group);
+    let (_, metrics) = running.send(Method::GET, "/metrics", "").await;
+    let metrics = String::from_utf8(metrics).unwrap();
+    let series = r#"thermocline_group_lag_records{group="readers",partition="1",topic="orders"} 4"#;
+    assert!(metrics.lines().any(|line| line == series), "{metrics}");
+    assert!(metrics.lines().any(|line| line == "thermocline_group_lag_series_left_out 0"));
+
+    assert_eq!(running.send(Method::DELETE, "/v1/groups/readers", "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(running.get("/v1/groups").await, json!({"groups": []}));
+    let (_, metrics) = running.send(Method::GET, "/metrics", "").await;
+    assert!(!String::from_utf8(metrics).unwrap().contains("readers"));
     running.broker.shutdown().await.unwrap();
 }

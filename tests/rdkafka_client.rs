@@ -1,4 +1,5 @@
-//! librdkafka, through the rdkafka crate, as the client: topics, every codec, idempotence, offsets by time, groups.
+//! librdkafka, through the rdkafka crate, as the client: topics, every codec, idempotence, offsets by time, groups,
+//! transactions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders, OwnedMessage};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 use thermocline::Broker;
@@ -258,6 +259,120 @@ async fn a_group_begins_at_a_hit() {
     assert_eq!(refused.status().as_u16(), 409);
     assert!(refused.text().await.unwrap().contains("group_not_empty"));
     drop(consumer);
+    running.broker.shutdown().await.unwrap();
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Sends numbered messages within the open transaction.
+async fn send(producer: &FutureProducer, topic: &str, numbers: std::ops::Range<usize>) {
+    let sends = numbers.map(|n| async move {
+        let (key, value) = (n.to_string(), text(n));
+        producer.send(FutureRecord::to(topic).key(&key).payload(&value), STEP_MAX).await.unwrap();
+    });
+    futures::future::join_all(sends).await;
+}
+
+/// A transaction of these messages, and how it ends.
+async fn transaction(producer: &FutureProducer, topic: &str, numbers: std::ops::Range<usize>, commits: bool) {
+    producer.begin_transaction().unwrap();
+    send(producer, topic, numbers).await;
+    let producer = producer.clone();
+    let end = move || match commits {
+        true => producer.commit_transaction(STEP_MAX),
+        false => producer.abort_transaction(STEP_MAX),
+    };
+    blocking(end).await.unwrap();
+}
+
+impl Running {
+    async fn transactional(&self, id: &str) -> FutureProducer {
+        let producer = self.producer(&[("transactional.id", id)]);
+        let initialised = producer.clone();
+        blocking(move || initialised.init_transactions(STEP_MAX)).await.unwrap();
+        producer
+    }
+
+    /// Numbers of the first `count` messages of a topic that readers of committed data get, and then nothing more.
+    async fn committed(&self, topic: &str, count: usize) -> Vec<usize> {
+        let mut messages = self.read_all(topic, count).await;
+        messages.sort_by_key(|message| (message.partition(), message.offset()));
+        let number = |message: &OwnedMessage| std::str::from_utf8(message.key().unwrap()).unwrap().parse().unwrap();
+        let mut numbers: Vec<usize> = messages.iter().map(number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_are_all_or_nothing_over_a_restart() {
+    let running = Running::start().await;
+    running.create("in", PARTITIONS).await;
+    running.create("out", PARTITIONS).await;
+    let producer = running.transactional("orders").await;
+    transaction(&producer, "in", 0..50, true).await;
+    transaction(&producer, "in", 50..100, false).await;
+    transaction(&producer, "in", 100..150, true).await;
+    let expected: Vec<usize> = (0..50).chain(100..150).collect();
+    assert_eq!(running.committed("in", expected.len()).await, expected);
+
+    // Read, write and commit where one has read, in one transaction; aborted first, then committed.
+    let consumer = running.consumer("movers");
+    consumer.subscribe(&["in"]).unwrap();
+    let read = receive(&consumer, expected.len()).await;
+    let mut positions = TopicPartitionList::new();
+    for (partition, offset) in
+        read.iter().map(|message| (message.partition(), message.offset())).collect::<BTreeMap<_, _>>()
+    {
+        positions.add_partition_offset("in", partition, Offset::Offset(offset + 1)).unwrap();
+    }
+    for commits in [false, true] {
+        producer.begin_transaction().unwrap();
+        send(&producer, "out", 0..20).await;
+        let (sender, positions, group) = (producer.clone(), positions.clone(), consumer.group_metadata().unwrap());
+        blocking(move || {
+            sender.send_offsets_to_transaction(&positions, &group, STEP_MAX).unwrap();
+            let end = if commits { sender.commit_transaction(STEP_MAX) } else { sender.abort_transaction(STEP_MAX) };
+            end.unwrap();
+        })
+        .await;
+    }
+    drop(consumer);
+    assert_eq!(running.committed("out", 20).await, (0..20).collect::<Vec<_>>());
+
+    // Open while the broker restarts; its producer goes on.
+    producer.begin_transaction().unwrap();
+    send(&producer, "in", 150..160).await;
+    let running = running.restart().await;
+    let ended = producer.clone();
+    blocking(move || ended.commit_transaction(STEP_MAX)).await.unwrap();
+    let expected: Vec<usize> = expected.into_iter().chain(150..160).collect();
+    assert_eq!(running.committed("in", expected.len()).await, expected);
+
+    // The group goes on where the committed transaction said.
+    let consumer = running.consumer("movers");
+    consumer.subscribe(&["in"]).unwrap();
+    let mut rest: Vec<usize> = receive(&consumer, 10)
+        .await
+        .iter()
+        .map(|message| std::str::from_utf8(message.key().unwrap()).unwrap().parse().unwrap())
+        .collect();
+    rest.sort_unstable();
+    assert_eq!(rest, (150..160).collect::<Vec<_>>());
+    drop(consumer);
+
+    // A second producer fences the first, whose open transaction is aborted.
+    producer.begin_transaction().unwrap();
+    send(&producer, "in", 160..170).await;
+    let second = running.transactional("orders").await;
+    let fenced = producer.clone();
+    assert!(blocking(move || fenced.commit_transaction(STEP_MAX)).await.is_err());
+    transaction(&second, "in", 170..180, true).await;
+    let expected: Vec<usize> = expected.into_iter().chain(170..180).collect();
+    assert_eq!(running.committed("in", expected.len()).await, expected);
     running.broker.shutdown().await.unwrap();
 }
 

@@ -223,6 +223,40 @@ async fn an_empty_disk_takes_up_what_the_store_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_grew_is_followed_everywhere() {
+    let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let old = store.start(old_disk.path()).await;
+    old.create_topic(TOPIC).await;
+    old.produce(0..20).await;
+    assert_eq!(old.archive().await.0, StatusCode::OK);
+    let grow = json!({"partitions": PARTITIONS + 2});
+    let grown = old.client.patch(old.url(&format!("/v1/topics/{TOPIC}"))).json(&grow).send().await.unwrap();
+    assert_eq!(grown.status(), StatusCode::OK);
+    let topic = old.topic().await;
+    assert_eq!(topic["partitions"], PARTITIONS + 2);
+
+    // Found while it is hot, archived, and found when it is cold.
+    let message = json!({"value": "message about herons", "partition": PARTITIONS + 1});
+    assert_eq!(old.post(&format!("/v1/topics/{TOPIC}/messages"), &message).await.0, StatusCode::OK);
+    assert_eq!(old.hits("herons").await, 3);
+    // The store hears of it without another commit of the partitions that were there.
+    let cold = ColdStore::open(&store.config(), store.0.path()).unwrap();
+    let described = async {
+        while restore::find_topics(&cold).await.unwrap()[0].partitions != PARTITIONS + 2 {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(STEP_MAX, described).await.unwrap();
+    assert_eq!(old.archive().await.0, StatusCode::OK);
+    old.stop().await;
+
+    let new = store.start(new_disk.path()).await;
+    assert_eq!(new.topic().await, topic, "name, id, partitions and settings");
+    assert_eq!(new.hits("herons").await, 3);
+    new.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_running_broker_is_refused_at_its_next_commit_after_a_take_over() {
     let (store, old_disk, new_disk) = (Store::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let old = store.start(old_disk.path()).await;

@@ -12,7 +12,7 @@ mod validate;
 pub use load::{ConfigError, Flag, Origin, Problem, load};
 pub use sections::{
     BrokerConfig, CacheConfig, Config, GroupsConfig, HttpConfig, KafkaConfig, LogConfig, SearchConfig, StoreConfig,
-    TieringConfig,
+    TieringConfig, TransactionsConfig,
 };
 pub use topic::{DescribedConfig, SearchFields, SearchIndex, SearchTokenizer, TopicConfig, TopicConfigError};
 pub use units::{ByteSize, HumanDuration, ParseQuantityError};

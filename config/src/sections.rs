@@ -17,6 +17,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub log: LogConfig,
     pub groups: GroupsConfig,
+    pub transactions: TransactionsConfig,
     pub store: StoreConfig,
     pub tiering: TieringConfig,
     pub cache: CacheConfig,
@@ -60,6 +61,8 @@ pub struct KafkaConfig {
     pub fetch_max_bytes: ByteSize,
     /// Longest a Fetch may wait for data, whatever the client asks.
     pub fetch_max_wait: HumanDuration,
+    /// Fetch sessions kept (`max.incremental.fetch.session.cache.slots`).
+    pub fetch_sessions_max: usize,
 }
 
 /// The HTTP interface.
@@ -107,6 +110,18 @@ pub struct GroupsConfig {
     pub offsets_retention: HumanDuration,
     /// Longest metadata string of a committed offset (`offset.metadata.max.bytes`).
     pub offset_metadata_max_bytes: ByteSize,
+}
+
+/// Transactions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransactionsConfig {
+    /// Longest timeout a producer may ask for (`transaction.max.timeout.ms`).
+    pub max_timeout: HumanDuration,
+    /// How long a transactional id without a transaction is remembered (`transactional.id.expiration.ms`).
+    pub id_expiration: HumanDuration,
+    /// Transactional ids this broker keeps; one more is refused.
+    pub max_ids: usize,
 }
 
 /// Where the cold tier lives and how patiently it is spoken to.
@@ -225,6 +240,7 @@ impl Default for KafkaConfig {
             connections_max_idle: HumanDuration::secs(600),
             fetch_max_bytes: ByteSize::mib(55),
             fetch_max_wait: HumanDuration::secs(30),
+            fetch_sessions_max: 1000,
         }
     }
 }
@@ -265,6 +281,12 @@ impl Default for GroupsConfig {
             offsets_retention: HumanDuration::secs(7 * 86_400),
             offset_metadata_max_bytes: ByteSize::bytes(4096),
         }
+    }
+}
+
+impl Default for TransactionsConfig {
+    fn default() -> Self {
+        Self { max_timeout: HumanDuration::secs(900), id_expiration: HumanDuration::secs(7 * 86_400), max_ids: 100_000 }
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use crate::sections::{
     BrokerConfig, CacheConfig, Config, GroupsConfig, HttpConfig, KafkaConfig, LogConfig, SearchConfig, StoreConfig,
-    TieringConfig,
+    TieringConfig, TransactionsConfig,
 };
 use crate::units::{ByteSize, HumanDuration};
 
@@ -27,6 +27,8 @@ const INT32_TIMEOUT_MAX: HumanDuration = HumanDuration::millis(i32::MAX as u64);
 const AGE_MAX: HumanDuration = HumanDuration::millis(i64::MAX as u64);
 const PARTITIONS_MAX: i32 = 10_000;
 const COUNT_MAX: usize = 1_000_000;
+/// Room for a new session is looked for among all of them.
+const FETCH_SESSIONS_MAX: usize = 100_000;
 const THREADS_MAX: usize = 1024;
 const RETRIES_MAX: usize = 100;
 const PREFETCH_MAX: usize = 64;
@@ -91,6 +93,7 @@ impl Config {
         check_http(&mut checks, &self.http, self.kafka.listen);
         check_log(&mut checks, &self.log, &self.kafka);
         check_groups(&mut checks, &self.groups);
+        check_transactions(&mut checks, &self.transactions);
         check_store(&mut checks, &self.store);
         check_tiering(&mut checks, &self.tiering);
         check_cache(&mut checks, &self.cache);
@@ -125,6 +128,7 @@ fn check_kafka(checks: &mut Checks, kafka: &KafkaConfig) {
     checks.range("kafka.connections_max_idle", kafka.connections_max_idle, HumanDuration::secs(1), AGE_MAX);
     checks.range("kafka.fetch_max_bytes", kafka.fetch_max_bytes, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
     checks.range("kafka.fetch_max_wait", kafka.fetch_max_wait, TICK_MIN, INT32_TIMEOUT_MAX);
+    checks.range("kafka.fetch_sessions_max", kafka.fetch_sessions_max, 0, FETCH_SESSIONS_MAX);
     let advertised = kafka.advertised.as_str();
     if advertised.is_empty() && kafka.listen.ip().is_unspecified() {
         checks.refuse(
@@ -191,6 +195,12 @@ fn check_groups(checks: &mut Checks, groups: &GroupsConfig) {
     checks.range("groups.offsets_retention", groups.offsets_retention, TICK_MIN, AGE_MAX);
     let metadata = groups.offset_metadata_max_bytes;
     checks.range("groups.offset_metadata_max_bytes", metadata, ByteSize::bytes(0), ByteSize::mib(1));
+}
+
+fn check_transactions(checks: &mut Checks, transactions: &TransactionsConfig) {
+    checks.range("transactions.max_timeout", transactions.max_timeout, TICK_MIN, INT32_TIMEOUT_MAX);
+    checks.range("transactions.id_expiration", transactions.id_expiration, TICK_MIN, AGE_MAX);
+    checks.range("transactions.max_ids", transactions.max_ids, 1, COUNT_MAX);
 }
 
 fn check_store(checks: &mut Checks, store: &StoreConfig) {

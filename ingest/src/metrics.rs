@@ -20,6 +20,11 @@ pub const HOT_BYTES: &str = "thermocline_hot_bytes";
 pub const DISK_FREE_BYTES: &str = "thermocline_disk_free_bytes";
 pub const DISK_RESERVE_REACHED: &str = "thermocline_disk_reserve_reached";
 pub const TRIMMED_EARLY_BYTES: &str = "thermocline_trimmed_early_bytes_total";
+pub const GROUP_LAG_RECORDS: &str = "thermocline_group_lag_records";
+pub const GROUP_LAG_SERIES_LEFT_OUT: &str = "thermocline_group_lag_series_left_out";
+pub const FETCH_SESSIONS: &str = "thermocline_fetch_sessions";
+pub const FETCH_SESSION_PARTITIONS: &str = "thermocline_fetch_session_partitions";
+pub const FETCH_SESSIONS_EVICTED: &str = "thermocline_fetch_sessions_evicted_total";
 
 /// 0.5 ms to about 16 s.
 const PRODUCE_BUCKETS: (f64, f64, usize) = (0.0005, 2.0, 16);
@@ -43,6 +48,9 @@ pub struct IngestMetrics {
     /// 1 while producers are refused.
     pub disk_reserve_reached: IntGauge,
     pub trimmed_early_bytes: IntCounter,
+    pub fetch_sessions: IntGauge,
+    pub fetch_session_partitions: IntGauge,
+    pub fetch_sessions_evicted: IntCounter,
 }
 
 impl IngestMetrics {
@@ -72,6 +80,12 @@ impl IngestMetrics {
                 TRIMMED_EARLY_BYTES,
                 "bytes of archived segments whose local copies went early because disk was tight",
             )?,
+            fetch_sessions: IntGauge::new(FETCH_SESSIONS, "fetch sessions kept for consumers")?,
+            fetch_session_partitions: IntGauge::new(FETCH_SESSION_PARTITIONS, "partitions of all fetch sessions")?,
+            fetch_sessions_evicted: IntCounter::new(
+                FETCH_SESSIONS_EVICTED,
+                "fetch sessions that were dropped to make room for others",
+            )?,
         };
         for counter in [
             &metrics.produced_bytes,
@@ -81,11 +95,18 @@ impl IngestMetrics {
             &metrics.flushes,
             &metrics.log_failures,
             &metrics.trimmed_early_bytes,
+            &metrics.fetch_sessions_evicted,
         ] {
             registry.register(Box::new(counter.clone()))?;
         }
-        for gauge in [&metrics.connections, &metrics.hot_bytes, &metrics.disk_free_bytes, &metrics.disk_reserve_reached]
-        {
+        for gauge in [
+            &metrics.connections,
+            &metrics.hot_bytes,
+            &metrics.disk_free_bytes,
+            &metrics.disk_reserve_reached,
+            &metrics.fetch_sessions,
+            &metrics.fetch_session_partitions,
+        ] {
             registry.register(Box::new(gauge.clone()))?;
         }
         for histogram in [&metrics.flush_seconds, &metrics.produce_seconds] {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::log::{LogError, Partition};
+use crate::log::{AbortedTransaction, LogError, Partition};
 use crate::model::{Offset, Timestamp, TopicPartition};
+use crate::record::BatchHeader;
 
 /// What to read: whole record batches from the one that holds `from` (or the first after it, where `from` lies in a
 /// hole) up to `until`.
@@ -23,9 +24,14 @@ pub struct ReadRange {
 }
 
 /// Record batches in offset order, as they go on the wire. Empty when there is nothing between `from` and `until`.
+///
+/// Up to the last stable offset a run says which of its batches are not committed; the archive has only what is.
 #[derive(Clone, Debug, Default)]
 pub struct BatchRun {
     pub chunks: Vec<Bytes>,
+    /// Aborted transactions that the run lies in or touches, by their first offset. They go with the batches: the local
+    /// copy may be gone by the time somebody asks.
+    pub aborted: Vec<AbortedTransaction>,
 }
 
 /// A record's place in time, as ListOffsets reports it.
@@ -73,11 +79,34 @@ pub trait LogReader: Send + Sync + 'static {
     async fn max_timestamp(&self, partition: &Arc<Partition>) -> Result<Option<TimestampedOffset>, ReadError>;
 }
 
+/// Whether a batch below the last stable offset holds messages for readers of committed data, `aborted` being the
+/// aborted transactions around it.
+pub fn is_committed(batch: &BatchHeader, aborted: &[AbortedTransaction]) -> bool {
+    !batch.is_control() && !aborted.iter().any(|aborted| aborted.holds(batch))
+}
+
 impl BatchRun {
     pub fn len_bytes(&self) -> usize {
         self.chunks.iter().map(Bytes::len).sum()
     }
     pub fn is_empty(&self) -> bool {
         self.chunks.iter().all(Bytes::is_empty)
+    }
+
+    /// Adds what was read after it.
+    pub fn append(&mut self, next: Self) {
+        self.chunks.extend(next.chunks);
+        for aborted in next.aborted {
+            if !self.aborted.contains(&aborted) {
+                self.aborted.push(aborted);
+            }
+        }
+        self.aborted.sort_unstable();
+    }
+
+    /// Whether a batch of the run holds messages for readers of committed data, provided it lies below the last stable
+    /// offset: it is neither a marker nor part of an aborted transaction.
+    pub fn is_committed(&self, batch: &BatchHeader) -> bool {
+        is_committed(batch, &self.aborted)
     }
 }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | creating: before the record is stored | empty folders without a record; a later topic of that name starts over |
 //! | creating: after the record is stored | the topic exists, its missing folders are made |
+//! | growing: before the record is stored | the topic has the partitions it had; folders beyond them are made anew when it grows |
+//! | growing: after the record is stored | the topic has the new partitions |
 //! | deleting: before the record is marked | the topic exists |
 //! | deleting: after the mark | the deletion is finished, local files and record |
 //! | adopting: before the records are stored | the catalogue is still empty, they are adopted then |
@@ -14,6 +16,8 @@
 //! nothing of the topic any more.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -33,18 +37,20 @@ const CHANGES_BUFFERED_MAX: usize = 1024;
 /// Settings that a topic keeps for life. The cold tier is where its log goes on after a restart.
 const SETTINGS_FOR_LIFE: [&str; 1] = ["remote.storage.enable"];
 
-/// A topic that exists.
+/// A topic that exists. One that grows is another value, which shares partitions and settings with the one before.
 pub struct Topic {
     pub name: TopicName,
     pub id: TopicId,
     pub partitions: Vec<Arc<Partition>>,
-    config: RwLock<Arc<TopicConfig>>,
+    config: Arc<RwLock<Arc<TopicConfig>>>,
 }
 
 /// What happened to the catalogue.
 #[derive(Clone)]
 pub enum TopicChange {
     Created(Arc<Topic>),
+    /// It has partitions that it had not.
+    Grown(Arc<Topic>),
     Deleted(Arc<Topic>),
 }
 
@@ -57,6 +63,8 @@ pub enum TopicError {
     Unknown(String),
     #[error("topic {topic}: {partitions} partitions; 1 to {PARTITIONS_MAX} are allowed")]
     Partitions { topic: TopicName, partitions: i32 },
+    #[error("topic {topic} has {has} partitions; {asked} are not more")]
+    NotMore { topic: TopicName, has: i32, asked: i32 },
     #[error("topic {topic}: {key} is chosen when a topic is made, and cannot be changed")]
     ForLife { topic: TopicName, key: &'static str },
     #[error("topic {0} would be one more than the {TOPICS_MAX} a broker may have")]
@@ -78,7 +86,7 @@ pub struct Topics {
     defaults: LogConfig,
     by_name: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
     by_id: RwLock<HashMap<TopicId, Arc<Topic>>>,
-    /// Held over a creation or deletion, so that the two of one name cannot overlap.
+    /// Held over every change, so that two of one name cannot overlap.
     changing: Mutex<()>,
     changes: broadcast::Sender<TopicChange>,
 }
@@ -93,6 +101,9 @@ impl Topic {
     }
     pub fn partition(&self, id: PartitionId) -> Option<&Arc<Partition>> {
         usize::try_from(id.0).ok().and_then(|index| self.partitions.get(index))
+    }
+    pub fn partition_count(&self) -> i32 {
+        i32::try_from(self.partitions.len()).unwrap_or(PARTITIONS_MAX)
     }
 }
 
@@ -146,7 +157,7 @@ impl Topics {
         };
         for record in topics.store.topics()? {
             if record.deleting {
-                topics.remove_files(&record)?;
+                topics.remove_files(&record, 0..record.partitions)?;
                 topics.store.remove_topic(&record)?;
             } else {
                 let config = topics.check_config(&record.name, record.overrides.clone())?;
@@ -162,6 +173,11 @@ impl Topics {
 
     pub fn by_id(&self, id: TopicId) -> Option<Arc<Topic>> {
         self.by_id.read().get(&id).cloned()
+    }
+
+    /// The directory that holds the log of every partition.
+    pub fn log_dir(&self) -> &Path {
+        self.log.dir()
     }
 
     /// All topics in name order.
@@ -206,12 +222,53 @@ impl Topics {
         let config = Arc::new(self.validate(name, partitions, overrides.clone())?);
         let record = TopicRecord { name: name.clone(), id: TopicId::random(), partitions, overrides, deleting: false };
         // Folders of this name without a record are what an interrupted creation or deletion left behind.
-        self.remove_files(&record)?;
+        self.remove_files(&record, 0..partitions)?;
         self.store.put_topic(&record)?;
         let topic = self.load(&record, config)?;
         self.insert(topic.clone());
         let _ = self.changes.send(TopicChange::Created(topic.clone()));
         Ok(topic)
+    }
+
+    /// Gives a topic more partitions, `count` in all. On return they are durable, visible and ready, or, if it was
+    /// `only_validate`, could be. Blocking.
+    pub fn grow(&self, name: &str, count: i32, only_validate: bool) -> Result<Arc<Topic>, TopicError> {
+        let _changing = self.changing.lock();
+        let topic = self.changeable(name)?;
+        let has = topic.partition_count();
+        if !(1..=PARTITIONS_MAX).contains(&count) {
+            return Err(TopicError::Partitions { topic: topic.name.clone(), partitions: count });
+        }
+        if count <= has {
+            return Err(TopicError::NotMore { topic: topic.name.clone(), has, asked: count });
+        }
+        if only_validate {
+            return Ok(topic);
+        }
+        let config = topic.config();
+        let overrides = config.overrides.clone();
+        let record =
+            TopicRecord { name: topic.name.clone(), id: topic.id, partitions: count, overrides, deleting: false };
+        // Logs first: were the record first, a log that cannot be made would leave a topic that says it has it.
+        self.remove_files(&record, has..count)?;
+        let added = self
+            .open_partitions(&record, has..count, &config)
+            .and_then(|added| self.store.put_topic(&record).map(|()| added).map_err(TopicError::from));
+        let added = match added {
+            Ok(added) => added,
+            Err(failure) => {
+                if let Err(error) = self.remove_files(&record, has..count) {
+                    tracing::warn!(topic = %topic.name, %error, "logs of partitions that were not added are left");
+                }
+                return Err(failure);
+            }
+        };
+        let partitions = topic.partitions.iter().cloned().chain(added).collect();
+        let grown = Topic { name: topic.name.clone(), id: topic.id, partitions, config: topic.config.clone() };
+        let grown = Arc::new(grown);
+        self.insert(grown.clone());
+        let _ = self.changes.send(TopicChange::Grown(grown.clone()));
+        Ok(grown)
     }
 
     /// Changes the settings of a topic: `change` is given what is set. On return they are durable and in force, or, if
@@ -223,10 +280,7 @@ impl Topics {
         change: impl FnOnce(&mut BTreeMap<String, String>),
     ) -> Result<Arc<Topic>, TopicError> {
         let _changing = self.changing.lock();
-        let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
-        if topic.is_internal() {
-            return Err(TopicError::Internal(topic.name.clone()));
-        }
+        let topic = self.changeable(name)?;
         let before = topic.config();
         let mut overrides = before.overrides.clone();
         change(&mut overrides);
@@ -242,7 +296,7 @@ impl Topics {
         self.store.put_topic(&TopicRecord {
             name: topic.name.clone(),
             id: topic.id,
-            partitions: i32::try_from(topic.partitions.len()).unwrap_or(PARTITIONS_MAX),
+            partitions: topic.partition_count(),
             overrides,
             deleting: false,
         })?;
@@ -254,14 +308,11 @@ impl Topics {
     /// Deletes a topic and its local files, and notes that its archive has to go. Blocking.
     pub fn delete(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
         let _changing = self.changing.lock();
-        let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
-        if topic.is_internal() {
-            return Err(TopicError::Internal(topic.name.clone()));
-        }
+        let topic = self.changeable(name)?;
         let record = TopicRecord {
             name: topic.name.clone(),
             id: topic.id,
-            partitions: i32::try_from(topic.partitions.len()).unwrap_or(PARTITIONS_MAX),
+            partitions: topic.partition_count(),
             overrides: topic.config().overrides.clone(),
             deleting: true,
         };
@@ -269,7 +320,7 @@ impl Topics {
         self.by_name.write().remove(name);
         self.by_id.write().remove(&topic.id);
         let _ = self.changes.send(TopicChange::Deleted(topic.clone()));
-        self.remove_files(&record)?;
+        self.remove_files(&record, 0..record.partitions)?;
         self.store.remove_topic(&record)?;
         Ok(topic)
     }
@@ -295,22 +346,41 @@ impl Topics {
         Ok(())
     }
 
+    /// What a topic without settings of its own gets.
+    pub fn default_config(&self) -> Result<TopicConfig, TopicConfigError> {
+        TopicConfig::new(BTreeMap::new(), &self.defaults)
+    }
+
+    /// A topic that clients may change.
+    fn changeable(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
+        let topic = self.get(name).ok_or_else(|| TopicError::Unknown(name.chars().take(300).collect()))?;
+        if topic.is_internal() { Err(TopicError::Internal(topic.name.clone())) } else { Ok(topic) }
+    }
+
     fn check_config(&self, topic: &TopicName, overrides: BTreeMap<String, String>) -> Result<TopicConfig, TopicError> {
         TopicConfig::new(overrides, &self.defaults)
             .map_err(|source| TopicError::Config { topic: topic.clone(), source })
     }
 
     fn load(&self, record: &TopicRecord, config: Arc<TopicConfig>) -> Result<Arc<Topic>, TopicError> {
-        let mut partitions = Vec::with_capacity(usize::try_from(record.partitions).unwrap_or(0));
-        for id in (0..record.partitions).map(PartitionId) {
+        let partitions = self.open_partitions(record, 0..record.partitions, &config)?;
+        let config = Arc::new(RwLock::new(config));
+        Ok(Arc::new(Topic { name: record.name.clone(), id: record.id, partitions, config }))
+    }
+
+    fn open_partitions(
+        &self,
+        record: &TopicRecord,
+        ids: Range<i32>,
+        config: &Arc<TopicConfig>,
+    ) -> Result<Vec<Arc<Partition>>, TopicError> {
+        let open = |id| {
             let log_start = self.store.log_start(record.id, id)?;
-            let partition = self
-                .log
+            self.log
                 .open_partition(TopicPartition::new(record.name.clone(), id), record.id, config.clone(), log_start)
-                .map_err(|source| TopicError::Log { topic: record.name.clone(), source })?;
-            partitions.push(partition);
-        }
-        Ok(Arc::new(Topic { name: record.name.clone(), id: record.id, partitions, config: RwLock::new(config) }))
+                .map_err(|source| TopicError::Log { topic: record.name.clone(), source })
+        };
+        ids.map(PartitionId).map(open).collect()
     }
 
     fn insert(&self, topic: Arc<Topic>) {
@@ -318,8 +388,8 @@ impl Topics {
         self.by_name.write().insert(topic.name.clone(), topic);
     }
 
-    fn remove_files(&self, record: &TopicRecord) -> Result<(), TopicError> {
-        for id in (0..record.partitions).map(PartitionId) {
+    fn remove_files(&self, record: &TopicRecord, ids: Range<i32>) -> Result<(), TopicError> {
+        for id in ids.map(PartitionId) {
             self.log
                 .remove_partition(&TopicPartition::new(record.name.clone(), id))
                 .map_err(|source| TopicError::Log { topic: record.name.clone(), source })?;

@@ -234,3 +234,29 @@ async fn expired_offsets_and_their_group_stay_gone() -> TestResult {
     assert!(broker.groups.list().is_empty());
     stop(broker, true).await
 }
+
+#[tokio::test]
+async fn offsets_of_topics_that_nobody_reads_any_more_expire() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let broker = start(dir.path(), 1_000).await?;
+    let unknown = ResponseError::IllegalGeneration;
+    let both = vec![(at("orders", 0)?, committed(5, "")), (at("clicks", 0)?, committed(6, ""))];
+    broker.groups.commit("team", SIMPLE, unknown, both).await?;
+    // A subscription to "orders".
+    let subscription = Bytes::from_static(b"\0\0\0\0\0\x01\0\x06orders\xff\xff\xff\xff");
+    let request = JoinRequest { protocols: vec![("range".to_owned(), subscription)], ..join("m1") };
+    let joined = broker.groups.join("team", request).await.map_err(|refusal| refusal.error)?;
+    broker.groups.sync("team", sync("m1", joined.generation, b"all")).await?;
+    broker.clock.advance_ms(GroupsConfig::default().offsets_retention.as_millis());
+    broker.groups.expire().await;
+    let left = || {
+        broker.groups.with_committed("team", |offsets| {
+            offsets.iter().map(|(topic, ..)| topic.as_str().to_owned()).collect::<Vec<_>>()
+        })
+    };
+    while left().is_some_and(|topics| topics.len() > 1) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(left(), Some(vec!["orders".to_owned()]));
+    stop(broker, true).await
+}

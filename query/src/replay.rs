@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Order is that of the offsets within a partition; partitions follow one another.
-//! - The end of every partition is its high watermark when the replay began; what is produced later is not in it.
+//! - The end of every partition is its last stable offset when the replay began; what is produced later is not in it,
+//!   and neither is what an open transaction may still take back, nor what one took back.
 //! - Each message of the range comes exactly once, or the stream ends with an error. It never looks complete when it
 //!   is not, unless the request says that batches which cannot be decoded may be left out.
 //! - Before an error comes what was decoded until then.
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use futures::Stream;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicPartition};
-use thermocline_ingest::read::{LogReader, ReadError, ReadRange};
+use thermocline_ingest::read::{LogReader, ReadError, ReadRange, is_committed};
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, split_batches};
 use thermocline_ingest::topics::Topic;
 use thermocline_tiering::manifest::Manifest;
@@ -177,7 +178,7 @@ pub fn replay(
         pending.push_back(Pending { partition: partition.clone(), manifest: manifest_of(partition), range });
     }
     let decoding = Decoding {
-        decoder: BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX),
+        decoder: BatchDecoder::with_holes(DECOMPRESSED_BATCH_BYTES_MAX),
         rows: Rows::new(format)?,
         from: request.from,
         to: request.to,
@@ -191,7 +192,7 @@ pub fn replay(
 }
 
 fn offset_range(partition: &Partition, request: &ReplayRequest) -> Result<OffsetRange, ReplayError> {
-    let end = partition.high_watermark();
+    let end = partition.last_stable_offset();
     let log_start = partition.log_start_offset();
     match request.from_offset {
         Some(from) if from < log_start => {
@@ -314,13 +315,28 @@ impl Current {
             self.advance(end);
             return Ok(());
         }
-        for chunk in run.chunks {
-            for batch in split_batches(chunk) {
-                let partition = self.partition.topic_partition();
-                let no_batches =
-                    |source| ReplayError::NoBatches { partition: partition.clone(), offset: start, source };
-                self.batches.push_back(batch.map_err(no_batches)?);
+        let mut reached = start;
+        for batch in run.chunks.into_iter().flat_map(split_batches) {
+            let no_batches = |source| {
+                let partition = self.partition.topic_partition().clone();
+                ReplayError::NoBatches { partition, offset: start, source }
+            };
+            let batch = batch.map_err(no_batches)?;
+            let header = BatchHeader::read(&batch).map_err(no_batches)?;
+            reached = header.next_offset();
+            if is_committed(&header, &run.aborted) {
+                self.batches.push_back(batch);
             }
+        }
+        // Where there is nothing to decode, nothing else takes us further.
+        if self.batches.is_empty() {
+            if reached <= start {
+                return Err(ReplayError::NoProgress {
+                    partition: self.partition.topic_partition().clone(),
+                    offset: start,
+                });
+            }
+            self.advance(reached);
         }
         Ok(())
     }

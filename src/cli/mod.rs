@@ -5,6 +5,7 @@ mod config;
 mod consume;
 mod demo;
 mod follow;
+mod group;
 mod message;
 pub mod output;
 mod produce;
@@ -35,6 +36,9 @@ enum Command {
     /// List, create, describe and delete topics
     #[command(subcommand)]
     Topic(topic::TopicCommand),
+    /// List, describe and delete consumer groups
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Send each line of standard input as a message
     Produce(produce::ProduceArgs),
     /// Replay messages of a topic, hot and cold, in order per partition
@@ -65,6 +69,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args).await,
             Command::Demo(args) => demo::run(&args).await,
             Command::Topic(command) => topic::run(command).await,
+            Command::Group(command) => group::run(command).await,
             Command::Produce(args) => produce::run(&args).await,
             Command::Consume(args) => consume::run(&args).await,
             Command::Search(args) => search::run(&args).await,

@@ -43,7 +43,7 @@ pub enum TopicCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Change settings of a topic
+    /// Change settings of a topic, or give it more partitions
     ///
     /// Search settings also change what is archived: it is indexed again in the background (`tier status` shows how far
     /// that is), unless search.reindex=false.
@@ -55,6 +55,9 @@ pub enum TopicCommand {
         /// A setting that goes back to its default; may be given several times
         #[arg(long, value_name = "KEY")]
         reset: Vec<String>,
+        /// Partitions it is to have in all; keys go to other partitions from then on
+        #[arg(long, value_name = "N")]
+        partitions: Option<i32>,
         #[command(flatten)]
         broker: BrokerArgs,
     },
@@ -112,6 +115,8 @@ struct NewTopic<'a> {
 #[derive(Serialize)]
 struct ChangedTopic {
     configs: BTreeMap<String, Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partitions: Option<i32>,
 }
 
 pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
@@ -139,14 +144,14 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
                 describe(&TopicInfo::deserialize(topic)?, &mut output)?;
             }
         }
-        TopicCommand::Alter { name, config, reset, broker } => {
-            if config.is_empty() && reset.is_empty() {
-                bail!("nothing to change; give --config KEY=VALUE or --reset KEY");
+        TopicCommand::Alter { name, config, reset, partitions, broker } => {
+            if config.is_empty() && reset.is_empty() && partitions.is_none() {
+                bail!("nothing to change; give --config KEY=VALUE, --reset KEY or --partitions N");
             }
             let set = config.into_iter().map(|(key, value)| (key, Some(value)));
             let configs = reset.into_iter().map(|key| (key, None)).chain(set).collect();
             let path = ["v1", "topics", &name];
-            Client::new(&broker.url)?.patch(&path, &ChangedTopic { configs }).await?;
+            Client::new(&broker.url)?.patch(&path, &ChangedTopic { configs, partitions }).await?;
             output.line(format!("changed {name}"))?;
         }
         TopicCommand::Delete { name, broker } => {

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Interop checks against programs this project did not write: kcat, confluent-kafka (librdkafka),
-# kafka-python, pyarrow, duckdb, the Elasticsearch client.
+# Interop checks against programs this project did not write: kcat, confluent-kafka (librdkafka), kafka-python,
+# aiokafka, pyarrow, duckdb, the Elasticsearch client.
 #
 #   tests/interop/run.sh BROKER S3_SERVER [KILL9_ROUNDS]
 #
 # BROKER is the thermocline binary, S3_SERVER the example s3-server. What is missing is installed: kcat by apt, Python
 # packages into a folder under ${XDG_CACHE_HOME:-~/.cache}/thermocline. Everything listens on loopback, on ports the
 # system picks. The real files come from THERMOCLINE_DATA (default: shared/data beside the clone).
+#
+# Not run from here, as they need toolchains: gaps.py (kafkajs by npm, franz-go by go), java_client.py (javac, mvn) and
+# librdkafka/suite.py (a C++ compiler). Each takes --broker BROKER.
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
@@ -51,6 +54,14 @@ echo "== real files, cold tier on S3"
 "$python" "$here/real_files.py" --broker "$broker" --s3-server "$s3_server"
 echo "== kafka-python"
 "$python" "$here/kafka_python.py" --broker "$broker"
+echo "== confluent-kafka"
+"$python" "$here/confluent.py" --broker "$broker"
+echo "== confluent-kafka, administration"
+"$python" "$here/confluent_admin.py" --broker "$broker"
+echo "== aiokafka"
+"$python" "$here/aio.py" --broker "$broker"
+echo "== transactions"
+"$python" "$here/transactions.py" --broker "$broker"
 echo "== elasticsearch"
 "$python" "$here/elastic.py" --broker "$broker"
 echo "== kill -9"

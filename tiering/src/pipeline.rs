@@ -32,6 +32,8 @@ use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::path::Path as ObjectPath;
 use thermocline_config::TieringConfig;
+use thermocline_ingest::log::AbortedTransaction;
+use thermocline_ingest::read::ReadError;
 use thermocline_ingest::record::DECOMPRESSED_BATCH_BYTES_MAX;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -57,6 +59,8 @@ pub const MERGE_SHARE: u64 = 4;
 pub enum ArchiveError {
     #[error("staging")]
     Stage(#[from] StageError),
+    #[error("looking for aborted transactions")]
+    Aborts(#[source] ReadError),
     #[error("uploading")]
     Upload(#[from] StoreError),
     #[error("verification failed, nothing is committed")]
@@ -86,6 +90,8 @@ pub struct Archiver {
 /// One segment to archive.
 pub struct ArchiveJob {
     pub batches: BatchSource,
+    /// Aborted transactions that lie in it.
+    pub aborted: Vec<AbortedTransaction>,
     pub options: StageOptions,
 }
 
@@ -161,7 +167,7 @@ impl Archiver {
         publish: &(dyn Fn(&Arc<Manifest>) + Send + Sync),
     ) -> Result<CommittedSegment, ArchiveError> {
         let _memory = self.budget.acquire_many(self.job_units).await.map_err(|_| ArchiveError::Aborted)?;
-        let mut stager = Stager::new(job.batches, head.manifest().next_offset(), job.options);
+        let mut stager = Stager::new(job.batches, job.aborted, head.manifest().next_offset(), job.options);
         let mut committed = CommittedSegment::default();
         loop {
             let staging = self.metrics.stage_seconds("stage").start_timer();
@@ -252,7 +258,7 @@ impl Archiver {
     fn count(&self, file: &DataFile) {
         let metrics = &self.metrics;
         let raw = file.raw.as_ref();
-        metrics.archived_records.inc_by(file.base_offset.distance_to(file.last_offset.next()));
+        metrics.archived_records.inc_by(file.records());
         metrics.archived_log_bytes.inc_by(file.log_bytes);
         metrics.archived_data_bytes.inc_by(file.data.size_bytes + raw.map_or(0, |raw| raw.object.size_bytes));
         metrics.archived_index_bytes.inc_by(file.split.as_ref().map_or(0, |split| split.size_bytes));

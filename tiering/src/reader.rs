@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
-use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, TimestampedOffset};
+use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, TimestampedOffset, is_committed};
 use thermocline_ingest::record::{
     BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record, split_batches,
 };
@@ -309,7 +309,18 @@ impl LogReader for TieredReader {
             }
             route(partition, range.from)?;
         }
-        self.read_cold(partition, &range).await
+        let run = self.read_cold(partition, &range).await?;
+        let local_start = partition.local_start_offset();
+        if !run.is_empty() || local_start >= range.until {
+            return Ok(run);
+        }
+        // From here on the archive has nothing but what was dropped; what follows is in the log.
+        let (log, rest) = (partition.clone(), ReadRange { from: range.from.max(local_start), ..range });
+        match self.blocking(partition, move || log.read(&rest)).await {
+            // Trimmed just now. Nothing was found yet; the next read begins in the archive again.
+            Err(ReadError::BelowLocalStart { .. }) => Ok(run),
+            answer => answer,
+        }
     }
 
     async fn offset_for_timestamp(
@@ -372,13 +383,18 @@ impl From<&Record<'_>> for OwnedRecord {
 }
 
 /// Reads each batch that holds a wanted offset once, up to `max_bytes` or more of records, or to where the log was
-/// trimmed meanwhile; an error only where that is at the first of them. Blocking.
+/// trimmed meanwhile; an error only where that is at the first of them. What is not committed is not there. Blocking.
 fn hot_records(partition: &Partition, offsets: &[Offset], max_bytes: usize) -> Result<Found, ReadError> {
     let mut decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
     let mut found: Vec<Option<OwnedRecord>> = vec![None; offsets.len()];
+    let stable = partition.last_stable_offset();
     let (mut at, mut bytes) = (0, 0);
     while let Some(offset) = offsets.get(at).copied() {
         if at > 0 && bytes >= max_bytes {
+            break;
+        }
+        if offset >= stable {
+            at = offsets.len();
             break;
         }
         let range = ReadRange { from: offset, until: offset.next(), max_bytes: 1, at_least_one: true };
@@ -389,10 +405,15 @@ fn hot_records(partition: &Partition, offsets: &[Offset], max_bytes: usize) -> R
             Err(error) => return Err(error),
         };
         let mut next = at + 1;
+        let aborted = run.aborted;
         for batch in run.chunks.into_iter().flat_map(split_batches) {
             // What cannot be decoded has no records to show, as in the archive.
             let Ok(batch) = batch else { continue };
             let Ok(header) = BatchHeader::read(&batch) else { continue };
+            next = next.max(offsets.partition_point(|wanted| *wanted <= header.last_offset()));
+            if !is_committed(&header, &aborted) {
+                continue;
+            }
             let pick = |record: Record<'_>| -> Result<(), BatchError> {
                 // A batch may begin below the log start; what lies there was deleted.
                 let slot = offsets.binary_search(&record.offset).ok().filter(|slot| *slot >= at);
@@ -406,7 +427,6 @@ fn hot_records(partition: &Partition, offsets: &[Offset], max_bytes: usize) -> R
             if let Err(error) = decoder.for_each(&batch, pick) {
                 tracing::debug!(%offset, %error, "a batch in the hot log cannot be decoded");
             }
-            next = next.max(offsets.partition_point(|wanted| *wanted <= header.last_offset()));
         }
         at = next;
     }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use prometheus::Gauge;
 use thermocline_ingest::latency::{Counts, ProduceLatency, Reading, Working};
 
@@ -67,6 +67,7 @@ pub struct Throttle {
     /// Somebody produced in the last period, and has a goal to be held to.
     beside_producers: AtomicBool,
     state: Mutex<State>,
+    period_begins: Condvar,
 }
 
 #[derive(Debug)]
@@ -127,7 +128,8 @@ impl Throttle {
     pub fn new(slowdown_percent: u32, latency: Arc<ProduceLatency>, gauge: Gauge) -> Self {
         let state = State { controller: Controller::new(slowdown_percent), period_began: Instant::now() };
         gauge.set(state.controller.duty());
-        Self { latency, gauge, beside_producers: AtomicBool::new(false), state: Mutex::new(state) }
+        let (beside_producers, state) = (AtomicBool::new(false), Mutex::new(state));
+        Self { latency, gauge, beside_producers, state, period_begins: Condvar::new() }
     }
 
     /// Whether there are producers to be spared.
@@ -142,27 +144,28 @@ impl Throttle {
 
     /// Blocks until the time to rest is over, if it is time to rest.
     pub fn rest(&self, working: Working) -> Working {
-        let Some(mut wait) = self.rest_at(Instant::now()) else { return working };
+        let mut state = self.state.lock();
+        let Some(mut until) = self.rest_at(&mut state, Instant::now()) else { return working };
         drop(working);
         loop {
-            std::thread::sleep(wait);
-            match self.rest_at(Instant::now()) {
-                Some(more) => wait = more,
+            self.period_begins.wait_until(&mut state, until);
+            match self.rest_at(&mut state, Instant::now()) {
+                Some(later) => until = later,
                 None => return self.work(),
             }
         }
     }
 
-    /// For how long whoever works has to rest from `now` on.
-    fn rest_at(&self, now: Instant) -> Option<Duration> {
-        let mut state = self.state.lock();
+    /// Until when whoever works has to rest.
+    fn rest_at(&self, state: &mut State, now: Instant) -> Option<Instant> {
         let since = now.saturating_duration_since(state.period_began);
         if since >= PERIOD {
             state.period_began = now;
             self.end_period(&mut state.controller, since);
+            self.period_begins.notify_all();
             return None;
         }
-        (since >= PERIOD.mul_f64(state.controller.duty())).then(|| PERIOD - since)
+        (since >= PERIOD.mul_f64(state.controller.duty())).then(|| state.period_began + PERIOD)
     }
 
     fn end_period(&self, controller: &mut Controller, took: Duration) {

@@ -307,8 +307,43 @@ fn check_bytes(object: &ObjectRef, bytes: &[u8]) -> Result<(), Fault> {
     if found == object.xxh3 { Ok(()) } else { Err(Fault::Hash { expected: object.xxh3.clone(), found }) }
 }
 
-/// The offsets that have a row in the data file, ascending: all of its range but those that are kept raw.
-fn row_offsets(file: &DataFile) -> impl Iterator<Item = Offset> {
+/// The offsets that rows of a data file, or documents of its split, are still expected at. Which of them were dropped
+/// the manifest does not say, only how many.
+struct RowOffsets<I> {
+    offsets: I,
+    /// how many of them may have no row
+    dropped: u64,
+}
+
+impl<I: Iterator<Item = Offset>> RowOffsets<I> {
+    /// The next row is at `found`.
+    fn expect(&mut self, found: i64) -> Result<(), Fault> {
+        loop {
+            match self.offsets.next() {
+                Some(expected) if expected.0 == found => return Ok(()),
+                Some(expected) if expected.0 < found && self.dropped > 0 => self.dropped -= 1,
+                Some(expected) => return Err(content("offset", &expected, &found)),
+                None => return Err(content("offset", &"no further one", &found)),
+            }
+        }
+    }
+
+    /// There are no more rows.
+    fn finish(self) -> Result<(), Fault> {
+        let may_lack = usize::try_from(self.dropped).unwrap_or(usize::MAX);
+        match { self.offsets }.nth(may_lack) {
+            Some(missing) => Err(content("offset", &missing, &"no further one")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn row_offsets(file: &DataFile) -> RowOffsets<impl Iterator<Item = Offset>> {
+    RowOffsets { offsets: not_raw(file), dropped: file.dropped }
+}
+
+/// The offsets of a file, ascending, but those that are kept raw.
+fn not_raw(file: &DataFile) -> impl Iterator<Item = Offset> {
     let mut raw = file.raw.iter().flat_map(|raw| &raw.batches).peekable();
     let (mut next, last) = (file.base_offset, file.last_offset);
     std::iter::from_fn(move || {

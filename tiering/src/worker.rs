@@ -177,7 +177,7 @@ impl ArchiveReport {
 
     fn add_file(&mut self, file: &DataFile) {
         self.files += 1;
-        self.records += file.base_offset.distance_to(file.last_offset.next());
+        self.records += file.records();
         self.log_bytes += file.log_bytes;
         self.data_bytes += file.data.size_bytes + file.raw.as_ref().map_or(0, |raw| raw.object.size_bytes);
         self.index_bytes += file.split.as_ref().map_or(0, |split| split.size_bytes);
@@ -394,7 +394,7 @@ impl Tiering {
                 break;
             }
             let _worker = self.workers.acquire().await.map_err(|_| ArchiveError::Aborted)?;
-            let job = self.job(archive, segment);
+            let job = self.job(archive, segment).await?;
             let publish = |manifest: &Arc<Manifest>| archive.publish(manifest);
             let committed = self.archiver.archive_segment(job, &mut head, &publish).await?;
             committed.files().iter().for_each(|file| report.add_file(file));
@@ -419,7 +419,10 @@ impl Tiering {
         Ok(())
     }
 
-    fn job(&self, archive: &PartitionArchive, segment: SealedSegment) -> ArchiveJob {
+    async fn job(&self, archive: &PartitionArchive, segment: SealedSegment) -> Result<ArchiveJob, ArchiveError> {
+        let (partition, base, end) = (archive.partition.clone(), segment.base, segment.end);
+        let aborted = tokio::task::spawn_blocking(move || partition.aborted(base, end)).await;
+        let aborted = aborted.map_err(|_| ArchiveError::Aborted)?.map_err(ArchiveError::Aborts)?;
         let config = archive.partition.config();
         let options = StageOptions {
             path: archive.path.clone(),
@@ -427,7 +430,7 @@ impl Tiering {
             file_bytes_max: Archiver::file_bytes_max(&self.config),
             split: SplitOptions::of_topic(&config),
         };
-        ArchiveJob { batches: Box::new(move || unhurried(&segment)), options }
+        Ok(ArchiveJob { batches: Box::new(move || unhurried(&segment)), aborted, options })
     }
 
     async fn raise_log_start(&self, partition: &Arc<Partition>, start: Offset) -> Result<(), TieringError> {

@@ -83,8 +83,9 @@ fn unknown_names_are_refused_with_the_nearest_one() {
         "config file test.toml line 1: log is not a setting; write its keys below a line [log]"
     );
     assert!(
-        refusal("[colours]\nred = 1\n")
-            .ends_with("the sections are broker, cache, groups, http, kafka, log, search, store, tiering")
+        refusal("[colours]\nred = 1\n").ends_with(
+            "the sections are broker, cache, groups, http, kafka, log, search, store, tiering, transactions"
+        )
     );
     assert!(refusal("[http]\ncolour = 1\n").ends_with("[http] has listen, max_concurrent_requests, request_max_bytes"));
     let unknown = load(None, env(&[("THERMOCLINE_LOG__SEGMENT_BYTE", "1MiB")]), &[]).map_err(|e| e.to_string());

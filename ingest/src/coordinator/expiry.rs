@@ -38,7 +38,7 @@ impl GroupCoordinator {
                 _ = expiry.tick() => self.expire().await,
                 change = changes.recv() => match change {
                     Ok(TopicChange::Deleted(topic)) => self.forget_topics(|name| *name == topic.name).await,
-                    Ok(TopicChange::Created(_)) => {}
+                    Ok(TopicChange::Created(_) | TopicChange::Grown(_)) => {}
                     Err(broadcast::error::RecvError::Lagged(_)) => self.forget_missing_topics().await,
                     // The catalogue is gone only when the broker is.
                     Err(broadcast::error::RecvError::Closed) => break,
@@ -56,7 +56,7 @@ impl GroupCoordinator {
         Duration::from_millis(wait).min(TIMER_SLEEP_MAX)
     }
 
-    async fn fire_timers(&self) {
+    pub(super) async fn fire_timers(&self) {
         let registry = &self.registry;
         let now_ms = registry.now_ms();
         while let Some((due, id)) = registry.take_due(now_ms) {
@@ -93,7 +93,8 @@ impl GroupCoordinator {
     async fn forget_topics(&self, gone: impl Fn(&TopicName) -> bool) {
         for cell in self.registry.list() {
             let due = |inner: &Inner| {
-                let offsets = inner.offsets.of_topics(&gone);
+                let mut offsets = inner.offsets.of_topics(&gone);
+                offsets.extend(inner.pending.of_topics(&gone));
                 (!offsets.is_empty()).then_some(Change::Forget { offsets, group: false })
             };
             let any = due(&cell.inner.lock()).is_some();
@@ -114,28 +115,37 @@ impl GroupCoordinator {
         }
     }
 
-    /// Decides anew under the lock what is to be forgotten, and queues it. A group that loses its last trace is buried.
+    /// Decides anew under the lock what is to be forgotten, and queues it. A group that loses its last trace is buried;
+    /// the writer takes it out when that is durable.
     async fn forget(&self, cell: &Arc<Cell>, due: impl Fn(&Inner) -> Option<Change>) {
         let Ok(permit) = self.writer(&cell.id).reserve().await else { return };
         let mut inner = cell.inner.lock();
         let Some(change) = due(&inner) else { return };
-        let buried = matches!(change, Change::Forget { group: true, .. });
-        inner.writes_pending += 1;
-        permit.send(Write { cell: cell.clone(), change, done: None });
-        if buried {
+        if matches!(change, Change::Forget { group: true, .. }) {
             inner.group.bury();
-            drop(inner);
-            self.registry.remove(cell);
         }
+        inner.writes_pending += 1;
+        permit.send(Write { cell: cell.clone(), change, done: None }.into());
     }
 }
 
-/// What of a group has expired. Nothing while writes are under way: they may be what keeps it.
+/// What of a group has expired. Of a group without members everything that was committed long ago; of consumers in a
+/// Stable group only what lies in topics that none of them reads any more (KIP-211). Nothing while writes or transactions
+/// are under way: they may be what keeps it.
 fn expired(inner: &Inner, now: Timestamp, retention_ms: i64) -> Option<Change> {
-    if inner.group.state() != State::Empty || inner.writes_pending > 0 {
+    if inner.writes_pending > 0 || !inner.pending.is_empty() {
         return None;
     }
-    let offsets = inner.offsets.expired(now, inner.state_since, retention_ms);
+    let offsets = match inner.group.state() {
+        State::Empty => inner.offsets.expired(now, inner.state_since, retention_ms),
+        State::Stable => {
+            let read = inner.group.subscribed_topics()?;
+            let mut offsets = inner.offsets.expired(now, Timestamp::NONE, retention_ms);
+            offsets.retain(|at| !read.contains(at.topic.as_str()));
+            offsets
+        }
+        State::PreparingRebalance | State::CompletingRebalance | State::Dead => return None,
+    };
     let group = inner.group.is_vacant() && offsets.len() == inner.offsets.iter().count();
     (group || !offsets.is_empty()).then_some(Change::Forget { offsets, group })
 }

@@ -1,4 +1,6 @@
-//! Consumer groups: who belongs to which, who reads what, and how far they got.
+//! Consumer groups, and transactions ([`transactions`]).
+//!
+//! Groups: who belongs to which, who reads what, and how far they got.
 //!
 //! A request finds its group ([`registry`]), acts on its state machine ([`group`]) under the group's lock, and what is
 //! to be kept goes to the writer of the group's partition ([`writer`], [`storage`], [`records`]). An answer that
@@ -12,25 +14,32 @@ use thermocline_config::GroupsConfig;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::model::TopicPartition;
+use crate::model::{PartitionId, ProducerId, TopicName, TopicPartition};
+use crate::record::TransactionOutcome;
 use crate::topics::Topics;
 
+pub mod consumer_protocol;
+mod deletion;
 mod expiry;
 pub mod group;
+pub mod lag;
 pub mod offsets;
 pub mod records;
 mod registry;
 mod seek;
 mod storage;
+mod topic;
+pub mod transactions;
 mod writer;
 
 use group::{Committer, GroupDescription, JoinRefusal, JoinReply, JoinRequest, Leaving, State, SyncReply, SyncRequest};
-use offsets::{CommittedOffset, CommittedOffsets};
+use offsets::{CommittedOffset, CommittedOffsets, PendingOffsets};
 use registry::{Cell, Inner, Registry};
-pub use seek::SeekError;
+pub use seek::GroupError;
 pub use storage::OFFSETS_TOPIC;
-use storage::{OffsetsPartition, StorageError};
-use writer::{Change, Write};
+use storage::{OFFSETS_PARTITIONS, OffsetsPartition};
+use topic::StorageError;
+use writer::{Admission, Change, End, Job, Write};
 
 /// Longest group id, in bytes. Kafka sets no bound of its own; every committed offset repeats the id in its key.
 pub const GROUP_ID_BYTES_MAX: usize = 1024;
@@ -40,6 +49,8 @@ pub const GROUP_ID_BYTES_MAX: usize = 1024;
 pub enum CoordinatorError {
     #[error("consumer groups cannot be read back")]
     Storage(#[from] StorageError),
+    #[error("transactions cannot be read back")]
+    Transactions(#[source] StorageError),
 }
 
 /// A group as ListGroups shows it.
@@ -55,7 +66,16 @@ pub struct GroupCoordinator {
     registry: Arc<Registry>,
     topics: Arc<Topics>,
     /// One for each partition of the topic.
-    writers: Vec<mpsc::Sender<Write>>,
+    writers: Vec<mpsc::Sender<Job>>,
+}
+
+/// Offsets that a transaction commits for a group.
+pub struct PendingCommit {
+    pub producer_id: ProducerId,
+    pub epoch: i16,
+    pub offsets: Vec<(TopicPartition, CommittedOffset)>,
+    /// Whether the transaction is open and includes the group; asked when the offsets are written.
+    pub admission: Admission,
 }
 
 impl GroupCoordinator {
@@ -69,7 +89,7 @@ impl GroupCoordinator {
         let opening = (registry.clone(), topics.clone());
         let partitions = tokio::task::spawn_blocking(move || {
             let (registry, topics) = opening;
-            let topic = storage::open_topic(&topics)?;
+            let topic = topic::open_topic(&topics, OFFSETS_TOPIC, OFFSETS_PARTITIONS)?;
             let mut partitions = Vec::with_capacity(topic.partitions.len());
             for (index, partition) in topic.partitions.iter().enumerate() {
                 registry.restore(storage::read_back(partition)?.finish());
@@ -164,24 +184,96 @@ impl GroupCoordinator {
             None => self.registry.get_or_create(group_id)?,
         };
         let offsets: BTreeMap<_, _> = offsets.into_iter().collect();
+        let check = |inner: &mut Inner, now_ms| inner.group.check_commit(now_ms, committer);
+        let change = (!offsets.is_empty()).then(|| Change::Offsets(offsets.into_iter().collect()));
+        self.write_offsets(&cell, check, change).await
+    }
+
+    /// TxnOffsetCommit: done when the offsets are durable; they are in force when the transaction commits. An unknown
+    /// group is made, as by [`Self::commit`].
+    pub async fn commit_in_transaction(
+        &self,
+        group_id: &str,
+        committer: Committer<'_>,
+        commit: PendingCommit,
+    ) -> Result<(), ResponseError> {
+        check_group_id(group_id)?;
+        let cell = match self.registry.get(group_id) {
+            Some(cell) => cell,
+            None if committer.generation >= 0 => return Err(ResponseError::IllegalGeneration),
+            None => self.registry.get_or_create(group_id)?,
+        };
+        let PendingCommit { producer_id, epoch, offsets, admission } = commit;
+        let offsets: BTreeMap<_, _> = offsets.into_iter().collect();
+        let check = |inner: &mut Inner, now_ms| inner.group.check_transactional_commit(now_ms, committer);
+        let change = (!offsets.is_empty()).then(|| Change::Pending {
+            producer_id: producer_id.0,
+            epoch,
+            offsets: offsets.into_iter().collect(),
+            admission,
+        });
+        self.write_offsets(&cell, check, change).await
+    }
+
+    async fn write_offsets(
+        &self,
+        cell: &Arc<Cell>,
+        check: impl FnOnce(&mut Inner, i64) -> Result<(), ResponseError>,
+        change: Option<Change>,
+    ) -> Result<(), ResponseError> {
         let (done, durable) = oneshot::channel();
         {
-            let permit = self.writer(group_id).reserve().await.map_err(|_| ResponseError::CoordinatorNotAvailable)?;
+            let permit = self.writer(&cell.id).reserve().await.map_err(|_| ResponseError::CoordinatorNotAvailable)?;
             let mut inner = cell.inner.lock();
-            inner.group.check_commit(self.registry.now_ms(), committer)?;
-            if offsets.is_empty() {
-                return Ok(());
-            }
+            check(&mut inner, self.registry.now_ms())?;
+            let Some(change) = change else { return Ok(()) };
             inner.writes_pending += 1;
-            let change = Change::Offsets(offsets.into_iter().collect());
-            permit.send(Write { cell: cell.clone(), change, done: Some(done) });
+            permit.send(Write { cell: cell.clone(), change, done: Some(done) }.into());
         }
+        durable.await.unwrap_or(Err(ResponseError::CoordinatorNotAvailable))
+    }
+
+    /// Where the offsets of a group are kept: what a transaction includes that commits some.
+    pub fn offsets_partition(&self, group_id: &str) -> Result<TopicPartition, ResponseError> {
+        check_group_id(group_id)?;
+        let topic = TopicName::new(OFFSETS_TOPIC).map_err(|_| ResponseError::CoordinatorNotAvailable)?;
+        let index = i32::try_from(topic::partition_of(group_id, self.writers.len())).unwrap_or(0);
+        Ok(TopicPartition::new(topic, PartitionId(index)))
+    }
+
+    /// Ends a producer's transaction in a partition of the topic: what it committed is in force, or dropped, on return.
+    /// May be done again.
+    pub async fn end_transaction(
+        &self,
+        partition: PartitionId,
+        producer_id: ProducerId,
+        epoch: i16,
+        outcome: TransactionOutcome,
+    ) -> Result<(), ResponseError> {
+        // A partition that is not there has nothing to end.
+        let Some(writer) = usize::try_from(partition.0).ok().and_then(|index| self.writers.get(index)) else {
+            return Ok(());
+        };
+        let (done, durable) = oneshot::channel();
+        let end = End { producer_id: producer_id.0, epoch, outcome, done };
+        writer.send(Job::End(end)).await.map_err(|_| ResponseError::CoordinatorNotAvailable)?;
         durable.await.unwrap_or(Err(ResponseError::CoordinatorNotAvailable))
     }
 
     /// Looks at what the group has committed; `None` where the group is not known.
     pub fn with_committed<T>(&self, group_id: &str, look: impl FnOnce(&CommittedOffsets) -> T) -> Option<T> {
-        self.registry.get(group_id).map(|cell| look(&cell.inner.lock().offsets))
+        self.with_offsets(group_id, |committed, _| look(committed))
+    }
+
+    /// Looks at what the group has committed, and at what transactions have for it; `None` where the group is not known.
+    pub fn with_offsets<T>(
+        &self,
+        group_id: &str,
+        look: impl FnOnce(&CommittedOffsets, &PendingOffsets) -> T,
+    ) -> Option<T> {
+        let cell = self.registry.get(group_id)?;
+        let inner = cell.inner.lock();
+        Some(look(&inner.offsets, &inner.pending))
     }
 
     /// Every group, in the order of their ids.
@@ -203,6 +295,10 @@ impl GroupCoordinator {
         (description.state != State::Dead).then_some(description)
     }
 
+    pub fn config(&self) -> &GroupsConfig {
+        &self.registry.config
+    }
+
     /// Longest note a committed offset may carry, in bytes.
     pub fn offset_metadata_max_bytes(&self) -> usize {
         self.registry.config.offset_metadata_max_bytes.as_usize().min(records::STRING_BYTES_MAX)
@@ -213,9 +309,9 @@ impl GroupCoordinator {
         self.registry.get(group_id).ok_or(ResponseError::UnknownMemberId)
     }
 
-    fn writer(&self, group_id: &str) -> &mpsc::Sender<Write> {
+    fn writer(&self, group_id: &str) -> &mpsc::Sender<Job> {
         // A topic has at least one partition.
-        &self.writers[storage::partition_of(group_id, self.writers.len())]
+        &self.writers[topic::partition_of(group_id, self.writers.len())]
     }
 
     /// Lets something happen in a group and carries out what follows from it. Room in the writer's queue comes first,
@@ -226,7 +322,7 @@ impl GroupCoordinator {
         let before = inner.group.state();
         let outcome = event(&mut inner, self.registry.now_ms());
         if let Some(write) = self.registry.settle(cell, &mut inner, before) {
-            permit.send(write);
+            permit.send(write.into());
         }
         Ok(outcome)
     }
@@ -238,3 +334,6 @@ fn check_group_id(group_id: &str) -> Result<(), ResponseError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

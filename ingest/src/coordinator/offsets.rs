@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::{Offset, PartitionId, Timestamp, TopicName, TopicPartition};
+use crate::record::TransactionOutcome;
 
 /// Where a consumer wants to go on in one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,66 @@ impl CommittedOffsets {
     }
 }
 
+/// Offsets that transactions under way have committed, by producer: in force once the transaction commits, unless the
+/// partition is committed or forgotten otherwise before that. The rules are the same when the log is read back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PendingOffsets {
+    by_producer: BTreeMap<i64, (i16, CommittedOffsets)>,
+}
+
+impl PendingOffsets {
+    pub fn is_empty(&self) -> bool {
+        self.by_producer.is_empty()
+    }
+
+    /// Whether some transaction has committed for the partition.
+    pub fn is_pending(&self, topic: &str, partition: PartitionId) -> bool {
+        self.by_producer.values().any(|(_, offsets)| offsets.get(topic, partition).is_some())
+    }
+
+    /// Producer id and epoch, and what is pending.
+    pub fn iter(&self) -> impl Iterator<Item = (i64, i16, &CommittedOffsets)> {
+        self.by_producer.iter().map(|(producer_id, (epoch, offsets))| (*producer_id, *epoch, offsets))
+    }
+
+    pub fn insert(&mut self, producer_id: i64, epoch: i16, at: TopicPartition, committed: CommittedOffset) {
+        let (newest, offsets) = self.by_producer.entry(producer_id).or_default();
+        *newest = epoch;
+        offsets.insert(at, committed);
+    }
+
+    /// A commit outside of transactions. It is newer than what is pending, unless it says what is in force already: that
+    /// is a copy, made while the log was compacted.
+    pub fn commit(&mut self, offsets: &mut CommittedOffsets, at: TopicPartition, committed: CommittedOffset) {
+        if offsets.get(at.topic.as_str(), at.partition) != Some(&committed) {
+            self.remove(&at);
+            offsets.insert(at, committed);
+        }
+    }
+
+    pub fn remove(&mut self, at: &TopicPartition) {
+        self.by_producer.retain(|_, (_, offsets)| {
+            offsets.remove(at);
+            !offsets.is_empty()
+        });
+    }
+
+    /// The transaction of a producer ends.
+    pub fn end(&mut self, producer_id: i64, outcome: TransactionOutcome, offsets: &mut CommittedOffsets) {
+        let Some((_, pending)) = self.by_producer.remove(&producer_id) else { return };
+        if outcome == TransactionOutcome::Commit {
+            for (topic, partitions) in pending.by_topic {
+                offsets.by_topic.entry(topic).or_default().extend(partitions);
+            }
+        }
+    }
+
+    /// Partitions of topics for which `gone` is true.
+    pub fn of_topics(&self, gone: impl Fn(&TopicName) -> bool) -> Vec<TopicPartition> {
+        self.by_producer.values().flat_map(|(_, offsets)| offsets.of_topics(&gone)).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +157,31 @@ mod tests {
         assert_eq!(offsets.expired(Timestamp(1_150), Timestamp::NONE, 1_000), vec![at("a", 0)]);
         assert!(offsets.expired(Timestamp(1_150), Timestamp(200), 1_000).is_empty());
         assert_eq!(offsets.expired(Timestamp(1_300), Timestamp(200), 1_000).len(), 2);
+    }
+
+    #[test]
+    fn what_is_pending_waits_for_its_end_and_gives_way_to_what_is_newer() {
+        let (mut offsets, mut pending) = (CommittedOffsets::default(), PendingOffsets::default());
+        let get = |offsets: &CommittedOffsets, partition| {
+            offsets.get("a", PartitionId(partition)).map(|committed| committed.offset.0)
+        };
+        pending.commit(&mut offsets, at("a", 0), committed(1, 0));
+        for partition in 0..3 {
+            pending.insert(7, 0, at("a", partition), committed(5, 0));
+        }
+        pending.insert(8, 0, at("a", 0), committed(6, 0));
+        assert!(pending.is_pending("a", PartitionId(2)) && !pending.is_pending("b", PartitionId(2)));
+        pending.commit(&mut offsets, at("a", 0), committed(1, 0));
+        assert!(pending.is_pending("a", PartitionId(0)), "a copy is not newer");
+        pending.commit(&mut offsets, at("a", 1), committed(2, 0));
+        pending.end(8, TransactionOutcome::Abort, &mut offsets);
+        assert_eq!((get(&offsets, 0), get(&offsets, 1), get(&offsets, 2)), (Some(1), Some(2), None));
+        pending.end(7, TransactionOutcome::Commit, &mut offsets);
+        assert_eq!((get(&offsets, 0), get(&offsets, 1), get(&offsets, 2)), (Some(5), Some(2), Some(5)));
+        assert!(pending.is_empty());
+        pending.insert(7, 0, at("a", 0), committed(9, 0));
+        pending.remove(&at("a", 0));
+        assert!(pending.is_empty(), "nothing is left of it");
     }
 
     #[test]

@@ -142,7 +142,7 @@ pub fn encode_offset(committed: &CommittedOffset) -> Result<Bytes, RecordError> 
 }
 
 pub fn decode_offset(bytes: &[u8]) -> Result<CommittedOffset, RecordError> {
-    let (version, mut reader) = Reader::versioned(bytes, "offset value")?;
+    let (version, mut reader) = Reader::versioned(bytes, "offset value", VALUE_VERSION_MAX, FLEXIBLE_VERSION)?;
     let offset = Offset(reader.i64("offset")?);
     let leader_epoch = if version >= 3 { reader.i32("leader epoch")? } else { -1 };
     let metadata = reader.string("metadata")?;
@@ -180,7 +180,7 @@ impl GroupMetadata {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
-        let (version, mut reader) = Reader::versioned(bytes, "group value")?;
+        let (version, mut reader) = Reader::versioned(bytes, "group value", VALUE_VERSION_MAX, FLEXIBLE_VERSION)?;
         let protocol_type = reader.string("protocol type")?;
         let generation = reader.i32("generation")?;
         let protocol = reader.nullable("protocol")?;
@@ -214,7 +214,7 @@ impl StoredMember {
     }
 }
 
-fn put_string(out: &mut BytesMut, field: &'static str, value: &str) -> Result<(), RecordError> {
+pub(super) fn put_string(out: &mut BytesMut, field: &'static str, value: &str) -> Result<(), RecordError> {
     let too_long = |_| RecordError::TooLong { field, len: value.len(), max: STRING_BYTES_MAX };
     out.put_i16(i16::try_from(value.len()).map_err(too_long)?);
     out.put_slice(value.as_bytes());
@@ -237,26 +237,32 @@ fn put_bytes(out: &mut BytesMut, field: &'static str, value: &[u8]) -> Result<()
     Ok(())
 }
 
-fn put_len(out: &mut BytesMut, field: &'static str, len: usize) -> Result<(), RecordError> {
+pub(super) fn put_len(out: &mut BytesMut, field: &'static str, len: usize) -> Result<(), RecordError> {
     out.put_i32(i32::try_from(len).map_err(|_| RecordError::TooLong { field, len, max: i32::MAX as usize })?);
     Ok(())
 }
 
 /// A cursor over untrusted bytes: every length is checked against what is left.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     len: usize,
     flexible: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn versioned(bytes: &'a [u8], what: &'static str) -> Result<(i16, Self), RecordError> {
+    /// Reads the version, 0 to `max`; from `flexible_since` on strings are compact and structs carry tagged fields.
+    pub(super) fn versioned(
+        bytes: &'a [u8],
+        what: &'static str,
+        max: i16,
+        flexible_since: i16,
+    ) -> Result<(i16, Self), RecordError> {
         let mut reader = Reader { bytes, len: bytes.len(), flexible: false };
         let version = reader.i16(what)?;
-        if !(0..=VALUE_VERSION_MAX).contains(&version) {
-            return Err(RecordError::Version { what, version, max: VALUE_VERSION_MAX });
+        if !(0..=max).contains(&version) {
+            return Err(RecordError::Version { what, version, max });
         }
-        reader.flexible = version >= FLEXIBLE_VERSION;
+        reader.flexible = version >= flexible_since;
         Ok((version, reader))
     }
 
@@ -266,19 +272,19 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], RecordError> {
+    pub(super) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], RecordError> {
         let (head, tail) = self.bytes.split_first_chunk().ok_or(RecordError::Short { field, len: self.len })?;
         self.bytes = tail;
         Ok(*head)
     }
 
-    fn i16(&mut self, field: &'static str) -> Result<i16, RecordError> {
+    pub(super) fn i16(&mut self, field: &'static str) -> Result<i16, RecordError> {
         Ok(i16::from_be_bytes(self.array(field)?))
     }
-    fn i32(&mut self, field: &'static str) -> Result<i32, RecordError> {
+    pub(super) fn i32(&mut self, field: &'static str) -> Result<i32, RecordError> {
         Ok(i32::from_be_bytes(self.array(field)?))
     }
-    fn i64(&mut self, field: &'static str) -> Result<i64, RecordError> {
+    pub(super) fn i64(&mut self, field: &'static str) -> Result<i64, RecordError> {
         Ok(i64::from_be_bytes(self.array(field)?))
     }
 
@@ -295,7 +301,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A length as this version writes it: `None` is null.
-    fn length(&mut self, field: &'static str, wide: bool) -> Result<Option<usize>, RecordError> {
+    pub(super) fn length(&mut self, field: &'static str, wide: bool) -> Result<Option<usize>, RecordError> {
         let len = if self.flexible {
             i64::from(self.varint(field)?) - 1
         } else if wide {
@@ -315,7 +321,7 @@ impl<'a> Reader<'a> {
         Ok(Some(text.to_owned()))
     }
 
-    fn string(&mut self, field: &'static str) -> Result<String, RecordError> {
+    pub(super) fn string(&mut self, field: &'static str) -> Result<String, RecordError> {
         self.nullable(field)?.ok_or(RecordError::Length { field, len: -1 })
     }
 
@@ -324,11 +330,11 @@ impl<'a> Reader<'a> {
         Ok(Bytes::copy_from_slice(self.take(field, len)?))
     }
 
-    fn count(&mut self, field: &'static str) -> Result<usize, RecordError> {
+    pub(super) fn count(&mut self, field: &'static str) -> Result<usize, RecordError> {
         self.length(field, true)?.ok_or(RecordError::Length { field, len: -1 })
     }
 
-    fn tagged_fields(&mut self) -> Result<(), RecordError> {
+    pub(super) fn tagged_fields(&mut self) -> Result<(), RecordError> {
         if self.flexible {
             for _ in 0..self.varint("tagged fields")? {
                 self.varint("tag")?;
@@ -339,7 +345,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn end(&self) -> Result<(), RecordError> {
+    pub(super) fn end(&self) -> Result<(), RecordError> {
         if self.bytes.is_empty() { Ok(()) } else { Err(RecordError::Trailing { count: self.bytes.len() }) }
     }
 }

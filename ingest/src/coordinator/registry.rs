@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::group::{Effects, Group, JoinReply, Limits, State, SyncReply, Token};
-use super::offsets::CommittedOffsets;
+use super::offsets::{CommittedOffsets, PendingOffsets};
 use super::records::GroupMetadata;
 use super::writer::{Change, Write};
 use crate::clock::Clock;
@@ -33,6 +33,8 @@ pub struct Cell {
 pub struct Inner {
     pub group: Group,
     pub offsets: CommittedOffsets,
+    /// A group with any is neither expired nor removed.
+    pub pending: PendingOffsets,
     /// The group record that is durable, as bytes; compaction writes it again.
     pub stored: Option<Bytes>,
     /// When the group entered its state; [`Timestamp::NONE`] where nothing says so.
@@ -63,6 +65,7 @@ pub struct Registry {
 pub struct StoredGroup {
     pub metadata: Option<(GroupMetadata, Bytes)>,
     pub offsets: CommittedOffsets,
+    pub pending: PendingOffsets,
 }
 
 impl Inner {
@@ -70,6 +73,7 @@ impl Inner {
         Self {
             group,
             offsets: CommittedOffsets::default(),
+            pending: PendingOffsets::default(),
             stored: None,
             state_since: Timestamp::NONE,
             writes_pending: 0,
@@ -162,6 +166,7 @@ impl Registry {
             let id: Arc<str> = id.into();
             let mut inner = Inner::new(Group::new(self.limits));
             inner.offsets = stored.offsets;
+            inner.pending = stored.pending;
             if let Some((metadata, bytes)) = stored.metadata {
                 inner.group = Group::restore(self.limits, &metadata, now_ms);
                 inner.state_since = metadata.state_timestamp;

@@ -26,8 +26,8 @@ use crate::coordinator::group::{
 };
 use crate::server::Services;
 
-/// `key_type` of a consumer group.
-const KEY_TYPE_GROUP: i8 = 0;
+/// What `key_type` asks for: a consumer group, a transactional id.
+const KEY_TYPES: [i8; 2] = [0, 1];
 /// The only kind of group there is here, as ListGroups names it.
 const GROUP_TYPE: &str = "classic";
 /// First version in which a newcomer has to come back with the id it is given (KIP-394).
@@ -39,7 +39,7 @@ const GROUP_OPERATIONS: i32 = 1 << 3 | 1 << 6 | 1 << 8;
 /// `authorized_operations` of a request that did not ask for them.
 const OPERATIONS_NOT_ASKED: i32 = i32::MIN;
 
-/// Where a group's coordinator is: here.
+/// Where the coordinator of a group or of a transactional id is: here.
 pub async fn find_coordinator(
     services: &Arc<Services>,
     context: &RequestContext,
@@ -151,9 +151,9 @@ fn coordinators(
     (node_id, host, port): (i32, &str, i32),
 ) -> FindCoordinatorResponse {
     let host = StrBytes::from_string(host.to_owned());
-    let supported = request.key_type == KEY_TYPE_GROUP;
-    // Transactional ids and share groups have no coordinator here. COORDINATOR_NOT_AVAILABLE would have clients ask
-    // for ever, and naming this node would be untrue; INVALID_REQUEST is fatal to them and carries the reason.
+    let supported = KEY_TYPES.contains(&request.key_type);
+    // Share groups have no coordinator here. COORDINATOR_NOT_AVAILABLE would have clients ask for ever, and naming this
+    // node would be untrue; INVALID_REQUEST is fatal to them and carries the reason.
     let refusal = || (!supported).then(|| StrBytes::from_string(refused_key_type(request.key_type)));
     let refused = ResponseError::InvalidRequest.code();
     if version < 4 {
@@ -177,7 +177,6 @@ fn coordinators(
 
 fn refused_key_type(key_type: i8) -> String {
     match key_type {
-        1 => "transactions are not supported by this broker".to_owned(),
         2 => "share groups are not supported by this broker".to_owned(),
         other => format!("coordinator key type {other} is not known"),
     }

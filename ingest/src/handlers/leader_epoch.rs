@@ -19,8 +19,8 @@ pub async fn offset_for_leader_epoch(
         let found = services.topics.get(topic.topic.as_str());
         let rows = topic.partitions.iter().map(|asked| {
             let row = EpochEndOffset::default().with_partition(asked.partition);
-            let partition = check_leader_epoch(asked.current_leader_epoch)
-                .and_then(|()| find_partition(found.as_ref(), asked.partition));
+            let partition = find_partition(found.as_ref(), asked.partition)
+                .and_then(|partition| check_leader_epoch(asked.current_leader_epoch).map(|()| partition));
             match partition {
                 Err(error) => row.with_error_code(error.code()),
                 Ok(partition) => {

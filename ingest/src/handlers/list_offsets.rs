@@ -82,10 +82,12 @@ async fn look_up(
         Target::MaxTimestamp => services.reader.max_timestamp(&partition).await,
         Target::At(timestamp) => services.reader.offset_for_timestamp(&partition, timestamp).await,
     };
-    searched.map_err(|failure| {
+    let end = if committed { partition.last_stable_offset() } else { partition.high_watermark() };
+    let found = searched.map_err(|failure| {
         warn!(partition = %partition.topic_partition(), %failure, "searching for a timestamp failed");
         ResponseError::KafkaStorageError
-    })
+    })?;
+    Ok(found.filter(|found| found.offset < end))
 }
 
 /// Reads the number; names unknown in `version` are refused, not taken for times.

@@ -10,14 +10,20 @@ pub mod cluster;
 pub mod configs;
 pub mod delete_records;
 pub mod fetch;
+pub mod group_deletion;
 pub mod groups;
 pub mod leader_epoch;
 pub mod list_offsets;
+pub mod log_dirs;
 pub mod metadata;
 pub mod offsets;
+pub mod partitions;
 pub mod produce;
 pub mod producer_id;
+pub mod replicas;
+pub mod security;
 pub mod topics;
+pub mod transactions;
 
 use std::sync::Arc;
 
@@ -103,15 +109,32 @@ pub(crate) async fn dispatch(
         ApiKey::CreateTopics => answer!(topics::create_topics),
         ApiKey::DeleteTopics => answer!(topics::delete_topics),
         ApiKey::DeleteRecords => answer!(delete_records::delete_records),
-        ApiKey::InitProducerId => {
-            let response = producer_id::init_producer_id(services, &shared.producer_ids, request.decode()?).await;
-            reply(&request, &response)
-        }
+        ApiKey::InitProducerId => answer!(producer_id::init_producer_id),
         ApiKey::OffsetForLeaderEpoch => answer!(leader_epoch::offset_for_leader_epoch),
+        ApiKey::DescribeAcls => answer!(security::describe_acls),
+        ApiKey::CreateAcls => answer!(security::create_acls),
+        ApiKey::DeleteAcls => answer!(security::delete_acls),
+        ApiKey::AddPartitionsToTxn => answer!(transactions::add_partitions_to_txn),
+        ApiKey::AddOffsetsToTxn => answer!(transactions::add_offsets_to_txn),
+        ApiKey::EndTxn => answer!(transactions::end_txn),
+        ApiKey::TxnOffsetCommit => answer!(transactions::txn_offset_commit),
         ApiKey::DescribeConfigs => answer!(configs::describe_configs),
         ApiKey::AlterConfigs => answer!(alter_configs::alter_configs),
         ApiKey::IncrementalAlterConfigs => answer!(alter_configs::incremental_alter_configs),
+        ApiKey::DescribeLogDirs => answer!(log_dirs::describe_log_dirs),
+        ApiKey::CreatePartitions => answer!(partitions::create_partitions),
+        ApiKey::DeleteGroups => answer!(group_deletion::delete_groups),
+        ApiKey::ElectLeaders => answer!(replicas::elect_leaders),
+        ApiKey::ListPartitionReassignments => answer!(replicas::list_partition_reassignments),
+        ApiKey::OffsetDelete => answer!(group_deletion::offset_delete),
+        ApiKey::DescribeClientQuotas => answer!(security::describe_client_quotas),
+        ApiKey::DescribeUserScramCredentials => answer!(security::describe_user_scram_credentials),
         ApiKey::DescribeCluster => answer!(cluster::describe_cluster),
+        ApiKey::ListConfigResources => answer!(configs::list_config_resources),
+        ApiKey::DescribeTopicPartitions => answer!(partitions::describe_topic_partitions),
+        ApiKey::DescribeProducers => answer!(transactions::describe_producers),
+        ApiKey::DescribeTransactions => answer!(transactions::describe_transactions),
+        ApiKey::ListTransactions => answer!(transactions::list_transactions),
         other => Err(HandlerError::NoHandler(other)),
     }
 }
@@ -192,7 +215,7 @@ pub(crate) fn topic_error(error: &TopicError) -> ResponseError {
     match error {
         TopicError::Exists(_) => ResponseError::TopicAlreadyExists,
         TopicError::Unknown(_) => ResponseError::UnknownTopicOrPartition,
-        TopicError::Partitions { .. } => ResponseError::InvalidPartitions,
+        TopicError::Partitions { .. } | TopicError::NotMore { .. } => ResponseError::InvalidPartitions,
         TopicError::TooMany(_) => ResponseError::PolicyViolation,
         TopicError::Internal(_) => ResponseError::TopicDeletionDisabled,
         TopicError::Config { .. } | TopicError::ForLife { .. } => ResponseError::InvalidConfig,

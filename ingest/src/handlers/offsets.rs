@@ -14,9 +14,9 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use super::RequestContext;
+use super::{RequestContext, code};
 use crate::coordinator::group::Committer;
-use crate::coordinator::offsets::{CommittedOffset, CommittedOffsets};
+use crate::coordinator::offsets::{CommittedOffset, CommittedOffsets, PendingOffsets};
 use crate::model::{Offset, PartitionId, Timestamp, TopicPartition};
 use crate::server::Services;
 use crate::topics::Topic;
@@ -35,18 +35,11 @@ pub async fn offset_commit(
     request: OffsetCommitRequest,
 ) -> OffsetCommitResponse {
     let now = services.clock.now();
-    let metadata_max = services.groups.offset_metadata_max_bytes();
     let mut accepted = Vec::new();
     let mut verdicts = Vec::with_capacity(request.topics.len());
     for topic in &request.topics {
-        let known = services.topics.get(&topic.name.0);
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for partition in &topic.partitions {
-            let verdict = check_partition(known.as_deref(), partition, metadata_max);
-            partitions.push((partition.partition_index, verdict.as_ref().err().copied()));
-            accepted.extend(verdict.ok().map(|at| (at, committed_offset(partition, now))));
-        }
-        verdicts.push((topic.name.clone(), partitions));
+        let commits = topic.partitions.iter().map(as_commit);
+        verdicts.push((topic.name.clone(), accept(services, &topic.name, commits, now, &mut accepted)));
     }
     let committer = Committer {
         member_id: &request.member_id,
@@ -62,19 +55,21 @@ pub async fn offset_commit(
     commit_response(verdicts, outcome)
 }
 
-/// OffsetFetch: of one group, or of several from version 8 on. There are no transactions, so every offset is stable.
+/// OffsetFetch: of one group, or of several from version 8 on. With `require_stable` an offset that a transaction may
+/// still change is an error, which clients retry.
 pub async fn offset_fetch(
     services: &Arc<Services>,
     context: &RequestContext,
     request: OffsetFetchRequest,
 ) -> OffsetFetchResponse {
+    let require_stable = request.require_stable;
     let of_group = |id: &str, asked: Option<Vec<(WireTopicName, Vec<i32>)>>| {
-        let nothing = CommittedOffsets::default();
+        let (nothing, stable) = (CommittedOffsets::default(), PendingOffsets::default());
         let asked = asked.as_deref();
-        services
-            .groups
-            .with_committed(id, |offsets| fetched(offsets, asked))
-            .unwrap_or_else(|| fetched(&nothing, asked))
+        let look = |offsets: &CommittedOffsets, pending: &PendingOffsets| {
+            fetched(offsets, if require_stable { pending } else { &stable }, asked)
+        };
+        services.groups.with_offsets(id, look).unwrap_or_else(|| look(&nothing, &stable))
     };
     if context.api_version < FETCH_GROUPS {
         let asked = request
@@ -93,24 +88,60 @@ pub async fn offset_fetch(
     OffsetFetchResponse::default().with_groups(groups.collect())
 }
 
+/// An offset to commit, in a transaction or not.
+pub(super) struct Commit<'a> {
+    pub partition: PartitionId,
+    pub offset: Offset,
+    pub leader_epoch: i32,
+    pub metadata: Option<&'a str>,
+}
+
+fn as_commit(partition: &OffsetCommitRequestPartition) -> Commit<'_> {
+    Commit {
+        partition: PartitionId(partition.partition_index),
+        offset: Offset(partition.committed_offset),
+        leader_epoch: partition.committed_leader_epoch,
+        metadata: partition.committed_metadata.as_deref(),
+    }
+}
+
+/// Adds what may be committed for a topic to `accepted`, and says of each partition what is wrong with it.
+pub(super) fn accept<'a>(
+    services: &Services,
+    topic: &WireTopicName,
+    commits: impl Iterator<Item = Commit<'a>>,
+    now: Timestamp,
+    accepted: &mut Vec<(TopicPartition, CommittedOffset)>,
+) -> Vec<(i32, Option<ResponseError>)> {
+    let known = services.topics.get(&topic.0);
+    let metadata_max = services.groups.offset_metadata_max_bytes();
+    let mut verdicts = Vec::new();
+    for commit in commits {
+        let verdict = check_partition(known.as_deref(), &commit, metadata_max);
+        verdicts.push((commit.partition.0, verdict.as_ref().err().copied()));
+        accepted.extend(verdict.ok().map(|at| (at, committed_offset(&commit, now))));
+    }
+    verdicts
+}
+
 fn check_partition(
     topic: Option<&Topic>,
-    partition: &OffsetCommitRequestPartition,
+    commit: &Commit<'_>,
     metadata_max: usize,
 ) -> Result<TopicPartition, ResponseError> {
-    let id = PartitionId(partition.partition_index);
+    let id = commit.partition;
     let topic = topic.filter(|topic| topic.partition(id).is_some()).ok_or(ResponseError::UnknownTopicOrPartition)?;
-    if partition.committed_metadata.as_ref().is_some_and(|text| text.len() > metadata_max) {
+    if commit.metadata.is_some_and(|text| text.len() > metadata_max) {
         return Err(ResponseError::OffsetMetadataTooLarge);
     }
     Ok(TopicPartition::new(topic.name.clone(), id))
 }
 
-fn committed_offset(partition: &OffsetCommitRequestPartition, now: Timestamp) -> CommittedOffset {
+fn committed_offset(commit: &Commit<'_>, now: Timestamp) -> CommittedOffset {
     CommittedOffset {
-        offset: Offset(partition.committed_offset),
-        leader_epoch: partition.committed_leader_epoch,
-        metadata: partition.committed_metadata.as_deref().unwrap_or_default().to_owned(),
+        offset: commit.offset,
+        leader_epoch: commit.leader_epoch,
+        metadata: commit.metadata.unwrap_or_default().to_owned(),
         commit_timestamp: now,
     }
 }
@@ -132,20 +163,35 @@ fn commit_response(verdicts: Vec<CommittedTopic>, outcome: Result<(), ResponseEr
     OffsetCommitResponse::default().with_topics(topics.collect())
 }
 
-type FetchedTopic = (WireTopicName, Vec<(i32, Option<CommittedOffset>)>);
+/// What is committed for a partition: nothing, something, or something that is not stable.
+type Fetched = Result<Option<CommittedOffset>, ResponseError>;
+type FetchedTopic = (WireTopicName, Vec<(i32, Fetched)>);
 
-/// The offsets asked for, or all of them.
-fn fetched(offsets: &CommittedOffsets, asked: Option<&[(WireTopicName, Vec<i32>)]>) -> Vec<FetchedTopic> {
+/// The offsets asked for, or all of them; an error where there is something pending.
+fn fetched(
+    offsets: &CommittedOffsets,
+    pending: &PendingOffsets,
+    asked: Option<&[(WireTopicName, Vec<i32>)]>,
+) -> Vec<FetchedTopic> {
+    let stable = |topic: &str, partition, committed: Option<&CommittedOffset>| {
+        if pending.is_pending(topic, partition) {
+            return Err(ResponseError::UnstableOffsetCommit);
+        }
+        Ok(committed.cloned())
+    };
     if let Some(asked) = asked {
         let of_topic = |(name, partitions): &(WireTopicName, Vec<i32>)| {
-            let found = |index: &i32| (*index, offsets.get(&name.0, PartitionId(*index)).cloned());
+            let found = |index: &i32| {
+                let partition = PartitionId(*index);
+                (*index, stable(&name.0, partition, offsets.get(&name.0, partition)))
+            };
             (name.clone(), partitions.iter().map(found).collect())
         };
         return asked.iter().map(of_topic).collect();
     }
     let mut topics: Vec<FetchedTopic> = Vec::new();
     for (topic, partition, committed) in offsets.iter() {
-        let found = (partition.0, Some(committed.clone()));
+        let found = (partition.0, stable(topic.as_str(), partition, Some(committed)));
         match topics.last_mut() {
             Some((name, partitions)) if name.as_str() == topic.as_str() => partitions.push(found),
             _ => topics.push((WireTopicName(StrBytes::from_string(topic.as_str().to_owned())), vec![found])),
@@ -157,9 +203,11 @@ fn fetched(offsets: &CommittedOffsets, asked: Option<&[(WireTopicName, Vec<i32>)
 fn single_group_response(topics: Vec<FetchedTopic>) -> OffsetFetchResponse {
     let topics = topics.into_iter().map(|(name, partitions)| {
         let partitions = partitions.into_iter().map(|(index, committed)| {
-            let (offset, epoch, metadata) = place(committed);
+            let error = code(committed.as_ref().err().copied());
+            let (offset, epoch, metadata) = place(committed.ok().flatten());
             OffsetFetchResponsePartition::default()
                 .with_partition_index(index)
+                .with_error_code(error)
                 .with_committed_offset(offset)
                 .with_committed_leader_epoch(epoch)
                 .with_metadata(Some(metadata))
@@ -171,9 +219,11 @@ fn single_group_response(topics: Vec<FetchedTopic>) -> OffsetFetchResponse {
 
 fn batched_topic((name, partitions): FetchedTopic) -> OffsetFetchResponseTopics {
     let partitions = partitions.into_iter().map(|(index, committed)| {
-        let (offset, epoch, metadata) = place(committed);
+        let error = code(committed.as_ref().err().copied());
+        let (offset, epoch, metadata) = place(committed.ok().flatten());
         OffsetFetchResponsePartitions::default()
             .with_partition_index(index)
+            .with_error_code(error)
             .with_committed_offset(offset)
             .with_committed_leader_epoch(epoch)
             .with_metadata(Some(metadata))

@@ -15,15 +15,18 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Produ
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
+use super::transactions::refused;
 use super::{RequestContext, blocking, code, find_partition, text};
-use crate::log::{AppendError, Appended, Partition};
+use crate::log::{AppendError, Appended, Partition, TransactionRefusal};
 use crate::metrics::IngestMetrics;
-use crate::model::Offset;
-use crate::record::{BatchRefusal, Compression};
+use crate::model::{Offset, ProducerId};
+use crate::record::{BatchHeader, BatchRefusal, Compression};
 use crate::server::Services;
 
 /// First version that may carry zstd.
 const ZSTD_SINCE: i16 = 7;
+/// First version whose clients know TRANSACTION_ABORTABLE (KIP-890): they abort and go on.
+const ABORTABLE_SINCE: i16 = 11;
 /// Where the attributes of a v2 batch lie, and the bits looked at here.
 const ATTRIBUTES_AT: usize = 21;
 const CODEC_BITS: i16 = 0b111;
@@ -62,9 +65,17 @@ pub async fn produce(services: &Arc<Services>, context: &RequestContext, request
     let wait = Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0)).min(ACK_WAIT_MAX);
     let started = Instant::now();
     let acks = request.acks;
+    let transaction = (services.transactions.clone(), request.transactional_id.clone().unwrap_or_default());
     let (mut response, appends) = plan(services, context, request);
     let done = blocking(move || {
-        let append = |append: Append| (append.log.append(&append.batch), append);
+        let (transactions, id) = transaction;
+        let append = |append: Append| {
+            let at = append.log.topic_partition();
+            let admission = |header: &BatchHeader| {
+                transactions.admits(id.0.as_str(), (ProducerId(header.producer_id), header.producer_epoch), at)
+            };
+            (append.log.append_in_transaction(&append.batch, &admission), append)
+        };
         appends.into_iter().map(append).collect::<Vec<_>>()
     });
     let mut waits = Vec::new();
@@ -93,6 +104,9 @@ pub async fn produce(services: &Arc<Services>, context: &RequestContext, request
                     _ => warn!(%partition, client_id = context.client_id, %failure, "batch refused"),
                 }
                 refuse(row, &failure);
+                if context.api_version >= ABORTABLE_SINCE && is_abortable(&failure) {
+                    row.error_code = ResponseError::TransactionAbortable.code();
+                }
             }
         }
     }
@@ -102,6 +116,7 @@ pub async fn produce(services: &Arc<Services>, context: &RequestContext, request
 /// Answers what can be answered from the request alone, and lists the appends to do.
 fn plan(services: &Services, context: &RequestContext, request: ProduceRequest) -> (ProduceResponse, Vec<Append>) {
     let whole = refusal_of_request(&request);
+    let has_transactional_id = request.transactional_id.is_some();
     let mut appends = Vec::new();
     let mut topics = Vec::with_capacity(request.topic_data.len());
     for (topic_at, data) in request.topic_data.into_iter().enumerate() {
@@ -112,7 +127,7 @@ fn plan(services: &Services, context: &RequestContext, request: ProduceRequest) 
             let checked = match (whole, &topic) {
                 (Some(error), _) => Err(error),
                 (None, Some(topic)) if topic.is_internal() => Err(ResponseError::InvalidTopicException),
-                (None, topic) => refusal_of_batch(context.api_version, &batch)
+                (None, topic) => refusal_of_batch(context.api_version, has_transactional_id, &batch)
                     .map_or(Ok(()), Err)
                     .and_then(|()| find_partition(topic.as_ref(), data.index)),
             };
@@ -135,22 +150,24 @@ fn plan(services: &Services, context: &RequestContext, request: ProduceRequest) 
     (ProduceResponse::default().with_responses(topics), appends)
 }
 
-/// What makes every partition of a request fail.
-fn refusal_of_request(request: &ProduceRequest) -> Option<ResponseError> {
-    if !matches!(request.acks, -1..=1) {
-        return Some(ResponseError::InvalidRequiredAcks);
-    }
-    // No transaction can be open on this broker: InitProducerId refuses transactional ids.
-    request.transactional_id.is_some().then_some(ResponseError::InvalidTxnState)
+/// Whether aborting the transaction puts right what was refused.
+fn is_abortable(failure: &AppendError) -> bool {
+    matches!(failure, AppendError::Transaction { reason: TransactionRefusal::NotIncluded, .. })
 }
 
-/// What the log cannot know (the request's version) or need not be asked.
-fn refusal_of_batch(version: i16, batch: &[u8]) -> Option<ResponseError> {
+/// What makes every partition of a request fail.
+fn refusal_of_request(request: &ProduceRequest) -> Option<ResponseError> {
+    (!matches!(request.acks, -1..=1)).then_some(ResponseError::InvalidRequiredAcks)
+}
+
+/// What the log cannot know (the request's version, its transactional id) or need not be asked.
+fn refusal_of_batch(version: i16, has_transactional_id: bool, batch: &[u8]) -> Option<ResponseError> {
     let attributes = batch.get(ATTRIBUTES_AT..).and_then(|rest| rest.first_chunk());
     let Some(attributes) = attributes else { return Some(ResponseError::InvalidRecord) };
     let attributes = i16::from_be_bytes(*attributes);
-    if attributes & TRANSACTIONAL_BIT != 0 {
-        return Some(ResponseError::InvalidTxnState);
+    if attributes & TRANSACTIONAL_BIT != 0 && !has_transactional_id {
+        // As Kafka: who writes in a transaction must say whose.
+        return Some(ResponseError::TransactionalIdAuthorizationFailed);
     }
     let zstd = attributes & CODEC_BITS == Compression::Zstd as i16;
     (zstd && version < ZSTD_SINCE).then_some(ResponseError::UnsupportedCompressionType)
@@ -226,10 +243,11 @@ fn produce_error(failure: &AppendError) -> ResponseError {
             BatchRefusal::LargerThanSegment { .. } => ResponseError::RecordListTooLarge,
             BatchRefusal::InvalidTimestamp { .. } => ResponseError::InvalidTimestamp,
             BatchRefusal::UnsupportedCompression(_) => ResponseError::UnsupportedCompressionType,
-            BatchRefusal::Transactional => ResponseError::InvalidTxnState,
         },
         AppendError::InvalidProducerEpoch { .. } => ResponseError::InvalidProducerEpoch,
         AppendError::OutOfOrderSequence { .. } => ResponseError::OutOfOrderSequenceNumber,
+        AppendError::OpenTransaction { .. } => ResponseError::InvalidTxnState,
+        AppendError::Transaction { reason, .. } => refused(*reason),
         AppendError::DiskReserve { .. } | AppendError::Storage { .. } | AppendError::Offline { .. } => {
             ResponseError::KafkaStorageError
         }
@@ -239,8 +257,6 @@ fn produce_error(failure: &AppendError) -> ResponseError {
 
 #[cfg(test)]
 mod tests {
-    use kafka_protocol::messages::TransactionalId;
-
     use super::*;
 
     fn batch(attributes: i16) -> Vec<u8> {
@@ -258,17 +274,19 @@ mod tests {
         for acks in [-2, 2, i16::MAX] {
             assert_eq!(refusal_of_request(&request(acks)), Some(ResponseError::InvalidRequiredAcks));
         }
-        let transactional = request(-1).with_transactional_id(Some(TransactionalId(text("tx"))));
-        assert_eq!(refusal_of_request(&transactional), Some(ResponseError::InvalidTxnState));
     }
 
     #[test]
     fn batches_are_refused_for_what_their_attributes_say() {
-        assert_eq!(refusal_of_batch(11, &[]), Some(ResponseError::InvalidRecord));
-        assert_eq!(refusal_of_batch(11, &[0; 22]), Some(ResponseError::InvalidRecord));
-        assert_eq!(refusal_of_batch(3, &batch(3)), None);
-        assert_eq!(refusal_of_batch(6, &batch(4)), Some(ResponseError::UnsupportedCompressionType));
-        assert_eq!(refusal_of_batch(7, &batch(4)), None);
-        assert_eq!(refusal_of_batch(11, &batch(0x10)), Some(ResponseError::InvalidTxnState));
+        assert_eq!(refusal_of_batch(11, false, &[]), Some(ResponseError::InvalidRecord));
+        assert_eq!(refusal_of_batch(11, false, &[0; 22]), Some(ResponseError::InvalidRecord));
+        assert_eq!(refusal_of_batch(3, false, &batch(3)), None);
+        assert_eq!(refusal_of_batch(6, false, &batch(4)), Some(ResponseError::UnsupportedCompressionType));
+        assert_eq!(refusal_of_batch(7, false, &batch(4)), None);
+        let nobodys = Some(ResponseError::TransactionalIdAuthorizationFailed);
+        assert_eq!(
+            (refusal_of_batch(11, false, &batch(0x10)), refusal_of_batch(11, true, &batch(0x10))),
+            (nobodys, None)
+        );
     }
 }

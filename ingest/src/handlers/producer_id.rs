@@ -1,77 +1,66 @@
-//! InitProducerId: identities for idempotent producers, never given twice, not even across restarts.
+//! InitProducerId: identities for producers.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{InitProducerIdRequest, InitProducerIdResponse, ProducerId as WireProducerId};
-use parking_lot::Mutex;
-use tracing::{error, info};
+use tracing::error;
 
-use super::blocking;
-use crate::metadata::{MetadataError, MetadataStore};
+use super::transactions::as_known;
+use super::{RequestContext, blocking};
+use crate::coordinator::transactions::Producer;
 use crate::model::ProducerId;
 use crate::server::Services;
 
-/// Ids reserved in the metadata store at once: a restart wastes at most so many, and only one in so many requests waits
-/// for the disk.
-const BLOCK_IDS: u64 = 1000;
+/// First version whose clients know PRODUCER_FENCED.
+const FENCED_SINCE: i16 = 4;
 
-/// The ids reserved and not yet given out.
-#[derive(Debug, Default)]
-pub struct ProducerIds {
-    block: Mutex<Range<u64>>,
-}
-
-impl ProducerIds {
-    /// A fresh id. Blocking where a new block must be reserved.
-    fn next(&self, store: &MetadataStore) -> Result<ProducerId, MetadataError> {
-        // Held while reserving, so that two requests do not reserve two blocks.
-        let mut block = self.block.lock();
-        if block.is_empty() {
-            let first = store.reserve_producer_ids(BLOCK_IDS)?;
-            *block = first..first + BLOCK_IDS;
-        }
-        let id = block.start;
-        block.start += 1;
-        // Ids are 63 bits wide on the wire; at a million a second they last 292,000 years.
-        Ok(ProducerId(i64::try_from(id).unwrap_or(i64::MAX)))
-    }
-}
-
-/// Gives a fresh producer id with epoch 0, also to a producer that names one it had (KIP-360).
+/// A producer without transactions gets a fresh id with epoch 0, also if it names one that it had (KIP-360). One with a
+/// transactional id gets the next epoch of it.
 pub async fn init_producer_id(
     services: &Arc<Services>,
-    ids: &Arc<ProducerIds>,
+    context: &RequestContext,
     request: InitProducerIdRequest,
 ) -> InitProducerIdResponse {
-    if let Some(transactional_id) = &request.transactional_id {
-        return refuse(refusal_of_transactions(transactional_id));
+    let producer = match &request.transactional_id {
+        None => fresh(services).await,
+        Some(id) => match expected(&request) {
+            Ok(expected) => {
+                services.transactions.init_producer(id.0.as_str(), request.transaction_timeout_ms, expected).await
+            }
+            Err(error) => Err(error),
+        },
+    };
+    match producer {
+        Ok((id, epoch)) => {
+            InitProducerIdResponse::default().with_producer_id(WireProducerId(id.0)).with_producer_epoch(epoch)
+        }
+        Err(error) => {
+            let error = as_known(context.api_version, FENCED_SINCE, error);
+            InitProducerIdResponse::default().with_error_code(error.code()).with_producer_epoch(-1)
+        }
     }
-    let (ids, store) = (ids.clone(), services.metadata.clone());
-    match blocking(move || ids.next(&store)).await {
-        Ok(id) => InitProducerIdResponse::default().with_producer_id(WireProducerId(id.0)).with_producer_epoch(0),
+}
+
+async fn fresh(services: &Arc<Services>) -> Result<Producer, ResponseError> {
+    let transactions = services.transactions.clone();
+    match blocking(move || transactions.fresh_producer_id()).await {
+        Ok(id) => Ok((id, 0)),
         Err(failure) => {
             error!(%failure, "producer ids could not be reserved");
             // Retried by every client.
-            refuse(ResponseError::CoordinatorNotAvailable)
+            Err(ResponseError::CoordinatorNotAvailable)
         }
     }
 }
 
-/// Transactions are not supported. Of the codes a client expects here, TRANSACTIONAL_ID_AUTHORIZATION_FAILED is the one
-/// that Java, librdkafka and franz-go all take as final and report as "you may not use transactions": any code they do not
-/// expect is retried by librdkafka until its timeout, and a retriable one for ever.
-fn refusal_of_transactions(transactional_id: &str) -> ResponseError {
-    if transactional_id.is_empty() {
-        return ResponseError::InvalidRequest;
+/// Who the producer was, if it says so: both parts, or none.
+fn expected(request: &InitProducerIdRequest) -> Result<Option<Producer>, ResponseError> {
+    match (request.producer_id.0, request.producer_epoch) {
+        (-1, -1) => Ok(None),
+        (id @ 0.., epoch @ 0..) => Ok(Some((ProducerId(id), epoch))),
+        _ => Err(ResponseError::InvalidRequest),
     }
-    info!(transactional_id, "producer refused: this broker has no transactions");
-    ResponseError::TransactionalIdAuthorizationFailed
-}
-
-fn refuse(error: ResponseError) -> InitProducerIdResponse {
-    InitProducerIdResponse::default().with_error_code(error.code()).with_producer_epoch(-1)
 }
 
 #[cfg(test)]
@@ -79,23 +68,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_never_given_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metadata.redb");
-        let mut given = Vec::new();
-        for _restart in 0..3 {
-            let store = MetadataStore::open(&path).unwrap();
-            let ids = ProducerIds::default();
-            given.extend((0..BLOCK_IDS + 10).map(|_| ids.next(&store).unwrap()));
+    fn a_producer_says_who_it_was_or_does_not() {
+        let request = |id, epoch| {
+            InitProducerIdRequest::default().with_producer_id(WireProducerId(id)).with_producer_epoch(epoch)
+        };
+        assert_eq!(expected(&InitProducerIdRequest::default()), Ok(None));
+        assert_eq!(expected(&request(7, 3)), Ok(Some((ProducerId(7), 3))));
+        for odd in [(7, -1), (-1, 3), (-2, -2)] {
+            assert_eq!(expected(&request(odd.0, odd.1)), Err(ResponseError::InvalidRequest));
         }
-        assert!(given.windows(2).all(|pair| pair[0] < pair[1]));
-    }
-
-    #[test]
-    fn transactional_ids_are_refused_for_good() {
-        assert_eq!(refusal_of_transactions(""), ResponseError::InvalidRequest);
-        let error = refusal_of_transactions("orders");
-        assert_eq!(error, ResponseError::TransactionalIdAuthorizationFailed);
-        assert!(!error.is_retriable());
     }
 }

@@ -57,9 +57,35 @@ fn every_default_response_is_encodable() {
                     round_trip(version, &IncrementalAlterConfigsResponse::default());
                 }
                 ApiKey::DescribeCluster => round_trip(version, &DescribeClusterResponse::default()),
-                other => panic!("{other:?} has no response here"),
+                ApiKey::AddPartitionsToTxn => round_trip(version, &AddPartitionsToTxnResponse::default()),
+                ApiKey::AddOffsetsToTxn => round_trip(version, &AddOffsetsToTxnResponse::default()),
+                ApiKey::EndTxn => round_trip(version, &EndTxnResponse::default()),
+                ApiKey::TxnOffsetCommit => round_trip(version, &TxnOffsetCommitResponse::default()),
+                ApiKey::DescribeProducers => round_trip(version, &DescribeProducersResponse::default()),
+                ApiKey::DescribeTransactions => round_trip(version, &DescribeTransactionsResponse::default()),
+                ApiKey::ListTransactions => round_trip(version, &ListTransactionsResponse::default()),
+                other => admin_default(other, version),
             }
         }
+    }
+}
+
+fn admin_default(key: ApiKey, version: i16) {
+    match key {
+        ApiKey::DescribeAcls => round_trip(version, &DescribeAclsResponse::default()),
+        ApiKey::CreateAcls => round_trip(version, &CreateAclsResponse::default()),
+        ApiKey::DeleteAcls => round_trip(version, &DeleteAclsResponse::default()),
+        ApiKey::DescribeLogDirs => round_trip(version, &DescribeLogDirsResponse::default()),
+        ApiKey::CreatePartitions => round_trip(version, &CreatePartitionsResponse::default()),
+        ApiKey::DeleteGroups => round_trip(version, &DeleteGroupsResponse::default()),
+        ApiKey::ElectLeaders => round_trip(version, &ElectLeadersResponse::default()),
+        ApiKey::ListPartitionReassignments => round_trip(version, &ListPartitionReassignmentsResponse::default()),
+        ApiKey::OffsetDelete => round_trip(version, &OffsetDeleteResponse::default()),
+        ApiKey::DescribeClientQuotas => round_trip(version, &DescribeClientQuotasResponse::default()),
+        ApiKey::DescribeUserScramCredentials => round_trip(version, &DescribeUserScramCredentialsResponse::default()),
+        ApiKey::ListConfigResources => round_trip(version, &ListConfigResourcesResponse::default()),
+        ApiKey::DescribeTopicPartitions => round_trip(version, &DescribeTopicPartitionsResponse::default()),
+        other => panic!("{other:?} has no response here"),
     }
 }
 

@@ -15,8 +15,7 @@ use thermocline_config::{BrokerConfig, TopicConfig};
 use tracing::info;
 use uuid::Uuid;
 
-use super::configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
-use super::{RequestContext, blocking, text, topic_error};
+use super::{RequestContext, blocking, configs, text, topic_error};
 use crate::model::{TopicId, TopicName};
 use crate::server::Services;
 use crate::topics::{TopicError, Topics};
@@ -145,7 +144,7 @@ async fn create(
         .with_error_message(None)
         .with_num_partitions(partitions)
         .with_replication_factor(REPLICATION_FACTOR)
-        .with_configs(Some(config_rows(&config))))
+        .with_configs(Some(config_rows(services, &config)?)))
 }
 
 /// Creates or validates; the id is nil where nothing was created. Blocking.
@@ -159,14 +158,14 @@ fn apply(topics: &Topics, wanted: Wanted, validate_only: bool) -> Result<(Uuid, 
     Ok((topic.id.0, topic.config()))
 }
 
-fn config_rows(config: &TopicConfig) -> Vec<CreatableTopicConfigs> {
-    let row = |described: thermocline_config::DescribedConfig| {
+fn config_rows(services: &Services, config: &TopicConfig) -> Result<Vec<CreatableTopicConfigs>, Refusal> {
+    let row = |row: configs::Row| {
         CreatableTopicConfigs::default()
-            .with_name(text(described.name))
-            .with_value(Some(text(&described.value)))
-            .with_config_source(if described.is_default { SOURCE_DEFAULT } else { SOURCE_TOPIC })
+            .with_name(text(row.described.name))
+            .with_value(Some(text(&row.described.value)))
+            .with_config_source(row.source)
     };
-    config.describe().into_iter().map(row).collect()
+    Ok(configs::topic_rows(services, config)?.into_iter().map(row).collect())
 }
 
 /// Deletes topics by name or, from version 6 on, by id.

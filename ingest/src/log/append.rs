@@ -7,14 +7,18 @@ use std::sync::atomic::Ordering;
 
 use thermocline_config::TopicConfig;
 
-use super::error::{AppendError, IoContext, LogError};
+use super::error::{AppendError, IoContext, LogError, TransactionRefusal};
 use super::index::{OffsetEntry, TimeEntry};
 use super::partition::{Partition, gauge};
 use super::producer_state::{ProducerState, SequenceError};
 use super::segment::{POSITION_MAX, Segment, SegmentFiles, delete_files, sync_dir};
 use super::snapshot;
+use super::transactions::{AbortedTransaction, Unstable};
 use crate::model::{LEADER_EPOCH, Offset, Timestamp};
-use crate::record::{BASE_OFFSET, BatchHeader, BatchRules, LEADER_EPOCH_FIELD, stamp_log_append_time, validate_batch};
+use crate::record::{
+    BASE_OFFSET, BatchHeader, BatchRefusal, BatchRules, LEADER_EPOCH_FIELD, TransactionOutcome, encode_marker,
+    stamp_log_append_time, validate_batch,
+};
 
 /// What an append did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,19 @@ pub struct Appended {
     pub log_append_time: Timestamp,
     /// The producer sent a batch again that is in the log already; the offsets are those it got then.
     pub duplicate: bool,
+}
+
+/// Whether a transactional batch is one of a transaction that its coordinator has open, and that includes the
+/// partition. Asked while the partition takes nothing else, markers included: so a batch that is admitted lies before the
+/// marker that ends its transaction, and none opens a transaction that no coordinator would end.
+pub type Admission<'a> = &'a dyn Fn(&BatchHeader) -> Result<(), TransactionRefusal>;
+
+/// Where a batch comes from, which decides what is asked of it.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Producer(Admission<'a>),
+    /// A coordinator's own batches are in no sequence.
+    Coordinator,
 }
 
 /// The end of the active segment; behind the partition's lock.
@@ -127,8 +144,23 @@ impl Partition {
     /// Validates one v2 batch (header, CRC, sequence), assigns offsets, appends to the active segment, rolls where due,
     /// schedules the group commit. Blocking (page-cache write). Not yet durable: wait with `committed`.
     ///
-    /// Batches made by the broker itself go the same way; their base offset must be 0 like a producer's.
+    /// Batches made by the broker itself go the same way; their base offset must be 0 like a producer's. Those of a
+    /// transaction are refused: see [`Self::append_in_transaction`].
     pub fn append(&self, batch: &[u8]) -> Result<Appended, AppendError> {
+        self.append_from(batch, Origin::Producer(&|_| Err(TransactionRefusal::NotIncluded)))
+    }
+
+    /// Like [`Self::append`], for a batch that may belong to a transaction; `admission` says whether it does.
+    pub fn append_in_transaction(&self, batch: &[u8], admission: Admission<'_>) -> Result<Appended, AppendError> {
+        self.append_from(batch, Origin::Producer(admission))
+    }
+
+    /// Like [`Self::append`], for a batch of a coordinator within a transaction that it knows to be open.
+    pub fn append_as_coordinator(&self, batch: &[u8]) -> Result<Appended, AppendError> {
+        self.append_from(batch, Origin::Coordinator)
+    }
+
+    fn append_from(&self, batch: &[u8], origin: Origin<'_>) -> Result<Appended, AppendError> {
         let config = self.config();
         let now = self.env.clock.now();
         let mut header = validate_batch(batch, &rules(&config), now)?;
@@ -154,21 +186,25 @@ impl Partition {
 
         let mut writer = self.writer.lock();
         self.check_usable()?;
-        if let Some(earlier) = writer.producers.check(&header).map_err(|error| self.refuse_sequence(error, &header))? {
-            return Ok(Appended {
-                base_offset: earlier.base_offset,
-                last_offset: earlier.base_offset.plus(i64::from(header.last_offset_delta)),
-                log_append_time: earlier.log_append_time,
-                duplicate: true,
-            });
+        if let Origin::Producer(admission) = origin {
+            let earlier = writer.producers.check(&header).map_err(|error| self.refuse_sequence(error, &header))?;
+            if let Some(earlier) = earlier {
+                return Ok(Appended {
+                    base_offset: earlier.base_offset,
+                    last_offset: earlier.base_offset.plus(i64::from(header.last_offset_delta)),
+                    log_append_time: earlier.log_append_time,
+                    duplicate: true,
+                });
+            }
+            if header.is_transactional() {
+                admission(&header).map_err(|reason| self.refuse_transaction(reason, &header))?;
+            }
         }
-        if writer.must_roll_for(&header, now, &config) {
-            self.roll(&mut writer).map_err(|source| self.storage_error(source))?;
+        self.place(&mut writer, &mut header, &mut bytes, now, &config)?;
+        if let Some(first) = writer.producers.record(&header, log_append_time, now) {
+            self.unstable.lock().begin(first);
         }
-        header.base_offset = writer.next;
-        bytes[BASE_OFFSET].copy_from_slice(&header.base_offset.0.to_be_bytes());
-        self.write(&writer, &bytes)?;
-        self.account(&mut writer, &header, log_append_time, now, config.index_interval_bytes);
+        self.publish(&writer);
         let (end, unflushed) = (writer.next, writer.unflushed_records);
         drop(writer);
 
@@ -181,6 +217,81 @@ impl Partition {
         })
     }
 
+    /// Ends the transaction of a producer here, if one is open: appends its marker. Returns the offset through which the
+    /// log must be committed before the end counts. Nothing is appended where it has ended already, so that this may be
+    /// done again. Blocking.
+    ///
+    /// A disk that is short of space takes markers: what they end holds segments back that the archive could free. Where
+    /// the topic is synced rarely, this syncs, for a coordinator forgets a transaction whose markers are written.
+    pub fn end_transaction(
+        &self,
+        producer_id: i64,
+        epoch: i16,
+        outcome: TransactionOutcome,
+    ) -> Result<Offset, AppendError> {
+        let config = self.config();
+        let now = self.env.clock.now();
+        let marker = encode_marker(producer_id, epoch, outcome, now);
+        let mut header = BatchHeader::read(&marker).map_err(BatchRefusal::Corrupt)?;
+        let mut bytes = marker.to_vec();
+        bytes[LEADER_EPOCH_FIELD].copy_from_slice(&LEADER_EPOCH.to_be_bytes());
+
+        let mut writer = self.writer.lock();
+        self.check_usable()?;
+        if writer.producers.is_open(producer_id, epoch) {
+            self.place(&mut writer, &mut header, &mut bytes, now, &config)?;
+            if let Some((first, last_stable_offset)) = writer.producers.end(&header, now) {
+                let last_offset = header.base_offset;
+                if outcome == TransactionOutcome::Abort {
+                    let first_offset = first;
+                    let aborted = AbortedTransaction { first_offset, last_offset, producer_id, last_stable_offset };
+                    self.note_aborted(&writer, aborted)?;
+                }
+                self.unstable.lock().end(first, last_offset);
+            }
+            self.publish(&writer);
+        }
+        let (end, unflushed, files) = (writer.next, writer.unflushed_records, writer.files.clone());
+        drop(writer);
+
+        self.schedule_flush(end, unflushed, &config);
+        if config.flush_messages > 1 {
+            self.sync(&files, end, false).map_err(|source| self.storage_error(source))?;
+        }
+        Ok(end)
+    }
+
+    /// Without its entry, readers would take what was aborted for committed: then better offline.
+    fn note_aborted(&self, writer: &Writer, aborted: AbortedTransaction) -> Result<(), AppendError> {
+        let (dir, base) = (writer.segment.dir(), writer.segment.base);
+        let written = writer.files.make_aborted(dir, base).and_then(|index| index.append(&[aborted]));
+        if let Err(error) = written {
+            self.fail("noting an aborted transaction", &error);
+            self.check_usable()?;
+        }
+        writer.segment.set_has_aborted();
+        Ok(())
+    }
+
+    /// Rolls where due, gives the batch its offset and brings it to the file.
+    fn place(
+        &self,
+        writer: &mut Writer,
+        header: &mut BatchHeader,
+        bytes: &mut [u8],
+        now: Timestamp,
+        config: &TopicConfig,
+    ) -> Result<(), AppendError> {
+        if writer.must_roll_for(header, now, config) {
+            self.roll(writer).map_err(|source| self.storage_error(source))?;
+        }
+        header.base_offset = writer.next;
+        bytes[BASE_OFFSET].copy_from_slice(&header.base_offset.0.to_be_bytes());
+        self.write(writer, bytes)?;
+        self.account(writer, header, now, config.index_interval_bytes);
+        Ok(())
+    }
+
     /// One write at the known position. A failed one is taken back; if that fails too, what the file holds is unknown.
     fn write(&self, writer: &Writer, bytes: &[u8]) -> Result<(), AppendError> {
         let Err(error) = writer.files.log.write_all_at(bytes, writer.position) else { return Ok(()) };
@@ -190,15 +301,8 @@ impl Partition {
         Err(self.storage_error(LogError::Io { action: "append to", path: writer.segment.path(), source: error }))
     }
 
-    /// Everything that follows from a batch being in the file; `header` carries its real base offset.
-    fn account(
-        &self,
-        writer: &mut Writer,
-        header: &BatchHeader,
-        log_append_time: Timestamp,
-        now: Timestamp,
-        index_interval_bytes: u64,
-    ) {
+    /// What follows from a batch being in the file; `header` carries its real base offset. Not yet in sight of readers.
+    fn account(&self, writer: &mut Writer, header: &BatchHeader, now: Timestamp, index_interval_bytes: u64) {
         if let Some(entry) = writer.indexer.note(header, writer.position, index_interval_bytes)
             && let Err(error) = writer.files.index.append(&[entry]).and_then(|()| writer.write_time_entry())
         {
@@ -209,10 +313,13 @@ impl Partition {
         writer.next = header.next_offset();
         writer.first_append.get_or_insert(now);
         writer.unflushed_records = writer.unflushed_records.saturating_add(i64::from(header.record_count));
-        writer.producers.record(header, log_append_time, now);
+        self.env.metrics.hot_bytes.add(gauge(header.size_bytes() as u64));
+    }
+
+    /// Lets readers see what is in the file, once everything is known of it.
+    fn publish(&self, writer: &Writer) {
         writer.segment.publish(writer.position, writer.next, writer.indexer.max_timestamp);
         self.publish_log_end(writer.next);
-        self.env.metrics.hot_bytes.add(gauge(header.size_bytes() as u64));
     }
 
     /// Seals the active segment and starts the next one; nothing if it is empty. The order is the invariant: the old
@@ -267,6 +374,7 @@ impl Partition {
         let files = SegmentFiles::open(&self.dir, offset)?;
         sync_dir(&self.dir)?;
         writer.producers = ProducerState::default();
+        *self.unstable.lock() = Unstable::default();
         snapshot::write(&self.dir, offset, &writer.producers)?;
         let segment = Arc::new(Segment::new(self.dir.clone(), offset, Some(files.clone())));
         segment.publish(0, offset, Timestamp::NONE);
@@ -289,6 +397,11 @@ impl Partition {
         }
     }
 
+    fn refuse_transaction(&self, reason: TransactionRefusal, header: &BatchHeader) -> AppendError {
+        let (partition, producer_id) = (self.topic_partition.clone(), header.producer_id);
+        AppendError::Transaction { partition, producer_id, reason }
+    }
+
     fn refuse_sequence(&self, error: SequenceError, header: &BatchHeader) -> AppendError {
         let (partition, producer_id) = (self.topic_partition.clone(), header.producer_id);
         match error {
@@ -298,6 +411,7 @@ impl Partition {
             SequenceError::OutOfOrder { expected } => {
                 AppendError::OutOfOrderSequence { partition, producer_id, found: header.base_sequence, expected }
             }
+            SequenceError::OpenTransaction { since } => AppendError::OpenTransaction { partition, producer_id, since },
         }
     }
 }

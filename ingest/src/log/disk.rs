@@ -10,7 +10,7 @@
 //! cannot be archived, up to the reserve and no further; when it is back, archiving and early trimming make room again.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,12 +29,23 @@ const TIGHT_BELOW_RESERVES: u64 = 2;
 /// Answers the free bytes of now.
 pub type FreeSpace = Box<dyn Fn() -> io::Result<u64> + Send + Sync>;
 
+/// The size of a file system and what unprivileged users may still write to it.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskSpace {
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+}
+
+/// The space of the file system that holds `dir`. Blocking.
+pub fn disk_space(dir: &Path) -> io::Result<DiskSpace> {
+    let stats = rustix::fs::statvfs(dir)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stats.f_frsize);
+    Ok(DiskSpace { total_bytes: bytes(stats.f_blocks), free_bytes: bytes(stats.f_bavail) })
+}
+
 /// The free space of the file system that holds `dir`, for unprivileged users.
 pub fn free_space_of(dir: PathBuf) -> FreeSpace {
-    Box::new(move || {
-        let stats = rustix::fs::statvfs(&dir)?;
-        Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
-    })
+    Box::new(move || Ok(disk_space(&dir)?.free_bytes))
 }
 
 /// Knows whether the reserve is reached.

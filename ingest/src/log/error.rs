@@ -44,6 +44,14 @@ pub enum AppendError {
     /// OUT_OF_ORDER_SEQUENCE_NUMBER
     #[error("producer {producer_id} of {partition} sent sequence {found}, {expected} is next")]
     OutOfOrderSequence { partition: TopicPartition, producer_id: i64, found: i32, expected: i32 },
+    /// INVALID_TXN_STATE
+    #[error(
+        "producer {producer_id} of {partition} sent a batch outside of its transaction, which is open since offset {since}"
+    )]
+    OpenTransaction { partition: TopicPartition, producer_id: i64, since: Offset },
+    /// See the variants of [`TransactionRefusal`].
+    #[error("producer {producer_id} of {partition}: {reason}")]
+    Transaction { partition: TopicPartition, producer_id: i64, reason: TransactionRefusal },
     /// KAFKA_STORAGE_ERROR, which clients retry until `delivery.timeout.ms`: goes away by itself when there is space. A
     /// code that they do not retry would have them drop the batch at once.
     #[error(
@@ -66,6 +74,20 @@ pub enum AppendError {
     /// NOT_LEADER_OR_FOLLOWER: deleted or shutting down; a client looks at the metadata and comes back.
     #[error("partition {0} is closed")]
     Closed(TopicPartition),
+}
+
+/// Why a batch is not taken into a transaction. Each variant is one Kafka error code, named in its docstring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransactionRefusal {
+    /// INVALID_TXN_STATE; TRANSACTION_ABORTABLE for clients that know it.
+    #[error("the batch belongs to a transaction that does not include the partition, or has ended")]
+    NotIncluded,
+    /// INVALID_PRODUCER_EPOCH
+    #[error("another producer has taken over its transactional id")]
+    Fenced,
+    /// INVALID_PRODUCER_ID_MAPPING
+    #[error("it is not the producer of its transactional id")]
+    UnknownProducer,
 }
 
 /// Adds what was tried, and on which file, to an I/O error.

@@ -45,7 +45,7 @@ pub struct HotLog {
     changing: Mutex<()>,
     closed: AtomicBool,
     /// Locked as long as this lives.
-    _lock: File,
+    lock: File,
 }
 
 impl HotLog {
@@ -100,8 +100,13 @@ impl HotLog {
             partitions: RwLock::default(),
             changing: Mutex::default(),
             closed: AtomicBool::new(false),
-            _lock: lock,
+            lock,
         }))
+    }
+
+    /// The directory that holds every partition.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Creates the partition's folder or recovers what is in it. `log_start` is the smallest readable offset known to
@@ -238,6 +243,10 @@ impl Drop for HotLog {
             partition.close_now();
         }
         self.flusher.stop();
+        // Not left to the descriptor's closing: a child that is just being started holds a copy of it.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(dir = %self.dir.display(), %error, "the log's folder stays locked until this process ends");
+        }
     }
 }
 

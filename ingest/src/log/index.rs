@@ -11,9 +11,13 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Longest entry there is.
+const ENTRY_LEN_MAX: usize = 40;
 
 /// Where a batch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,8 +149,33 @@ impl<E: Entry> IndexFile<E> {
         Ok(best)
     }
 
+    /// Hands out the entries after those for which `pred` holds, in order, until `take` has enough; `pred` must hold
+    /// for a prefix of the entries.
+    pub fn each_after(&self, pred: impl Fn(&E) -> bool, mut take: impl FnMut(E) -> ControlFlow<()>) -> io::Result<()> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if pred(&self.get(middle)?) { low = middle + 1 } else { high = middle }
+        }
+        for index in low..self.len() {
+            if take(self.get(index)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// All entries up to the first that does not read well, and whether that is all of the file.
+    pub fn sound(&self) -> io::Result<(Vec<E>, bool)> {
+        let mut bytes = vec![0; usize::try_from(self.file.metadata()?.len()).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let entries: Vec<_> = bytes.chunks(E::LEN).map_while(E::read).collect();
+        let whole = entries.len() * E::LEN == bytes.len();
+        Ok((entries, whole))
+    }
+
     fn get(&self, index: u32) -> io::Result<E> {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; ENTRY_LEN_MAX];
         let bytes = &mut bytes[..E::LEN];
         self.file.read_exact_at(bytes, u64::from(index) * E::LEN as u64)?;
         E::read(bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())

@@ -9,8 +9,9 @@
 //! | `reading` | batches, offsets by time, out of local segments |
 //! | `sealed` | a sealed segment, as the archive reads it |
 //! | `segment`, `index`, `scan` | the files |
-//! | `recovery` | from files to a partition |
-//! | `producer_state`, `snapshot` | idempotent producers, and their file |
+//! | `recovery`, `replay` | from files to a partition, and to what it remembers |
+//! | `producer_state`, `snapshot` | producers: sequences, open transactions; and their file |
+//! | `transactions` | how far readers of committed data may go, and what was aborted |
 //! | `retention` | which local segments may go: pure |
 //! | `disk` | free space and the reserve |
 //!
@@ -20,7 +21,8 @@
 //! <dir>/<topic>-<partition>/<base>.log      record batches v2, byte for byte; <base> is 20 digits
 //! <dir>/<topic>-<partition>/<base>.index    offset -> position, sparse
 //! <dir>/<topic>-<partition>/<base>.timeindex
-//! <dir>/<topic>-<partition>/<next>.snapshot idempotent producers as of offset <next>
+//! <dir>/<topic>-<partition>/<base>.aborted   aborted transactions, where there are any
+//! <dir>/<topic>-<partition>/<next>.snapshot producers as of offset <next>
 //! <dir>/<topic>-<partition>.<random>-delete a removed partition whose files are on their way out
 //! ```
 //!
@@ -34,7 +36,9 @@
 //! 5. After a failed `fdatasync` the kernel may have dropped the pages: it is never tried again. The partition goes
 //!    offline, and what the disk really holds is found at the next start.
 //! 6. A producer's sequence state changes only after its batch was written.
-//! 7. A local segment goes only when the archive has it (or the topic has no archive), or when nobody may read it any
+//! 7. A transactional batch is taken only while its coordinator has the transaction open, and before the marker that
+//!    ends it. The last stable offset never passes an open transaction, nor one whose marker is not durable.
+//! 8. A local segment goes only when the archive has it (or the topic has no archive), or when nobody may read it any
 //!    more.
 //!
 //! # Crash table
@@ -42,6 +46,8 @@
 //! |---|---|
 //! | during an append, or before its commit | the last segment is scanned; from the first bad batch on it is cut; nobody was told of what is lost |
 //! | after the commit, before the ack | the batch is there; the producer's retry is recognised by its sequence |
+//! | after a marker, before the commit | the marker may be gone; its transaction is open again, and its coordinator, which forgets nothing before the commit, ends it again |
+//! | after a marker, before its entry among the aborted | the entry is made anew from the marker |
 //! | rolling: old segment synced, new one not yet in the directory | the old one is the last, is scanned and goes on |
 //! | rolling: new files exist, empty | the new one is the last, and empty |
 //! | writing a snapshot | its CRC fails; an older one, or the batch headers alone, give the same state |
@@ -62,6 +68,7 @@ mod partition;
 mod producer_state;
 mod reading;
 mod recovery;
+mod replay;
 mod retention;
 mod scan;
 mod sealed;
@@ -69,10 +76,13 @@ mod segment;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod transactions;
 
-pub use append::Appended;
-pub use disk::{FreeSpace, free_space_of};
-pub use error::{AppendError, LogError};
+pub use append::{Admission, Appended};
+pub use disk::{DiskSpace, FreeSpace, disk_space, free_space_of};
+pub use error::{AppendError, LogError, TransactionRefusal};
 pub use hot_log::HotLog;
 pub use partition::Partition;
+pub use producer_state::Producer;
 pub use sealed::SealedSegment;
+pub use transactions::AbortedTransaction;

@@ -16,11 +16,13 @@ use super::append::Writer;
 use super::disk::DiskWatch;
 use super::error::{AppendError, IoContext, LogError};
 use super::flusher::FlushQueue;
+use super::producer_state::Producer;
 use super::recovery::Recovered;
 use super::retention::{Held, Horizon, droppable};
 use super::sealed::SealedSegment;
 use super::segment::{Segment, SegmentFiles};
 use super::snapshot;
+use super::transactions::Unstable;
 use crate::clock::Clock;
 use crate::metrics::IngestMetrics;
 use crate::model::{Offset, TopicId, TopicPartition};
@@ -51,6 +53,8 @@ pub struct Partition {
     /// at a time could take the other's failure for a success.
     syncing: Mutex<()>,
     high_watermark: watch::Sender<Offset>,
+    /// Changed under `writer` only; held for as long as a look takes.
+    pub(super) unstable: Mutex<Unstable>,
     log_end: AtomicI64,
     log_start: AtomicI64,
     local_start: AtomicI64,
@@ -75,6 +79,7 @@ impl Partition {
     ) -> Arc<Self> {
         let Recovered { segments, writer } = recovered;
         let end = writer.next;
+        let unstable = Unstable::new(writer.producers.open().clone());
         let local_start = segments.first().map_or(end, |segment| segment.base);
         let log_start = if config.remote_storage_enable { log_start } else { log_start.max(local_start) };
         let partition = Arc::new_cyclic(|this| Self {
@@ -88,6 +93,7 @@ impl Partition {
             segments: RwLock::new(segments),
             syncing: Mutex::new(()),
             high_watermark: watch::Sender::new(end),
+            unstable: Mutex::new(unstable),
             log_end: AtomicI64::new(end.0),
             log_start: AtomicI64::new(log_start.0),
             local_start: AtomicI64::new(local_start.0),
@@ -130,9 +136,14 @@ impl Partition {
     pub fn high_watermark(&self) -> Offset {
         *self.high_watermark.borrow()
     }
-    /// Equal to the high watermark: no transaction is ever open.
+    /// How far readers of committed data may go: where the earliest transaction begins that is under way, or else the
+    /// high watermark. Moves only when the high watermark does, and never back.
     pub fn last_stable_offset(&self) -> Offset {
-        self.high_watermark()
+        // In this order: what lies below the watermark seen here was noted before.
+        let high_watermark = self.high_watermark();
+        let unstable = self.unstable.lock().first(high_watermark);
+        // An open transaction may begin in what was deleted.
+        unstable.map_or(high_watermark, |first| first.max(self.log_start_offset()).min(high_watermark))
     }
     pub fn log_end_offset(&self) -> Offset {
         Offset(self.log_end.load(Ordering::Acquire))
@@ -148,6 +159,14 @@ impl Partition {
     /// durable.
     pub fn set_log_start_offset(&self, offset: Offset) {
         self.log_start.fetch_max(offset.0, Ordering::AcqRel);
+    }
+    /// Who has written here lately, or has a transaction open, by id. Waits for an append under way.
+    pub fn producers(&self) -> Vec<(i64, Producer)> {
+        let writer = self.writer.lock();
+        let mut producers: Vec<_> =
+            writer.producers.producers.iter().map(|(id, producer)| (*id, producer.clone())).collect();
+        producers.sort_unstable_by_key(|(id, _)| *id);
+        producers
     }
     /// Bytes of the local log files.
     pub fn hot_bytes(&self) -> u64 {
@@ -169,10 +188,11 @@ impl Partition {
         }
     }
 
-    /// Sealed segments at or above `from`, oldest first. One that holds `from` in its middle is among them.
+    /// Sealed segments at or above `from`, oldest first, as far as every transaction in them has ended. One that holds
+    /// `from` in its middle is among them.
     pub fn sealed_segments(&self, from: Offset) -> Vec<SealedSegment> {
-        let high_watermark = self.high_watermark();
-        self.sealed().iter().filter(|s| s.end() > from && s.end() <= high_watermark).map(SealedSegment::of).collect()
+        let stable = self.last_stable_offset();
+        self.sealed().iter().filter(|s| s.end() > from && s.end() <= stable).map(SealedSegment::of).collect()
     }
 
     /// Seals the active segment if it holds anything; afterwards everything below the log end of the moment of the call

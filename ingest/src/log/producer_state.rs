@@ -4,12 +4,16 @@
 //! |---|---|
 //! | no state for its producer | taken, whatever its sequence (KIP-360) |
 //! | lower epoch | INVALID_PRODUCER_EPOCH |
+//! | outside of a transaction, while one of its producer is open | INVALID_TXN_STATE |
 //! | higher epoch | taken if its sequence is 0, else OUT_OF_ORDER_SEQUENCE_NUMBER |
 //! | first and last sequence equal one of the five | success with the offset it got then, nothing is written |
 //! | first sequence follows the last one (0 follows 2^31 - 1) | taken |
 //! | anything else | OUT_OF_ORDER_SEQUENCE_NUMBER |
+//!
+//! And of transactions: where the one under way of each producer begins. A producer with an open transaction is not
+//! forgotten, however silent: its coordinator ends the transaction in time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::model::{Offset, Timestamp};
 use crate::record::BatchHeader;
@@ -38,19 +42,31 @@ pub struct Producer {
     pub last_append: Timestamp,
     /// Oldest first, 1 to [`BATCHES_PER_PRODUCER`].
     pub batches: Vec<SequencedBatch>,
+    /// First offset of its transaction that is under way here.
+    pub open: Option<Offset>,
 }
 
 /// All producers of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProducerState {
     pub(super) producers: HashMap<i64, Producer>,
+    /// First offsets of all transactions under way.
+    open: BTreeSet<Offset>,
 }
 
 /// Why a batch does not fit what its producer sent before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SequenceError {
-    Epoch { current: i16 },
-    OutOfOrder { expected: i32 },
+    Epoch {
+        current: i16,
+    },
+    OutOfOrder {
+        expected: i32,
+    },
+    /// Outside of a transaction, while one is open.
+    OpenTransaction {
+        since: Offset,
+    },
 }
 
 /// The sequence `n` places after `sequence`; 0 comes after `i32::MAX`.
@@ -68,21 +84,27 @@ impl ProducerState {
             return Err(SequenceError::Epoch { current: known.epoch });
         }
         if header.producer_epoch > known.epoch {
+            if let (Some(since), false) = (known.open, header.is_transactional()) {
+                return Err(SequenceError::OpenTransaction { since });
+            }
             return if first == 0 { Ok(None) } else { Err(SequenceError::OutOfOrder { expected: 0 }) };
         }
         let last = sequence_after(first, header.last_offset_delta);
         if let Some(same) = known.batches.iter().find(|b| (b.first_sequence, b.last_sequence) == (first, last)) {
             return Ok(Some(*same));
         }
+        if let (Some(since), false) = (known.open, header.is_transactional()) {
+            return Err(SequenceError::OpenTransaction { since });
+        }
         let expected = known.batches.last().map_or(0, |batch| sequence_after(batch.last_sequence, 1));
         if first == expected { Ok(None) } else { Err(SequenceError::OutOfOrder { expected }) }
     }
 
     /// Remembers a batch that was written; `header` carries its real base offset. Batches without a producer are
-    /// ignored.
-    pub fn record(&mut self, header: &BatchHeader, log_append_time: Timestamp, now: Timestamp) {
+    /// ignored. Some is the first offset of a transaction that begins with it.
+    pub fn record(&mut self, header: &BatchHeader, log_append_time: Timestamp, now: Timestamp) -> Option<Offset> {
         if header.producer_id < 0 {
-            return;
+            return None;
         }
         if self.producers.len() >= PRODUCERS_MAX && !self.producers.contains_key(&header.producer_id) {
             self.forget_longest_silent();
@@ -91,6 +113,7 @@ impl ProducerState {
             epoch: header.producer_epoch,
             last_append: now,
             batches: Vec::with_capacity(BATCHES_PER_PRODUCER),
+            open: None,
         });
         if producer.epoch != header.producer_epoch {
             producer.epoch = header.producer_epoch;
@@ -106,11 +129,49 @@ impl ProducerState {
             log_append_time,
         });
         producer.last_append = now;
+        if !header.is_transactional() || producer.open.is_some() {
+            return None;
+        }
+        producer.open = Some(header.base_offset);
+        self.open.insert(header.base_offset);
+        producer.open
+    }
+
+    /// Remembers a marker that was written; `header` carries its offset. Some is the transaction that ends with it: its
+    /// first offset, and what the last stable offset is without it, as far as transactions decide that.
+    pub fn end(&mut self, header: &BatchHeader, now: Timestamp) -> Option<(Offset, Offset)> {
+        let producer = self.producers.get_mut(&header.producer_id)?;
+        if header.producer_epoch > producer.epoch {
+            producer.epoch = header.producer_epoch;
+            producer.batches.clear();
+        }
+        producer.last_append = now;
+        let first = producer.open.take()?;
+        self.open.remove(&first);
+        Some((first, self.open.first().copied().unwrap_or(header.next_offset())))
+    }
+
+    /// Whether a transaction of the producer is open that a marker of `epoch` may end.
+    pub fn is_open(&self, producer_id: i64, epoch: i16) -> bool {
+        self.producers.get(&producer_id).is_some_and(|known| known.open.is_some() && known.epoch <= epoch)
+    }
+
+    /// First offsets of all transactions under way.
+    pub fn open(&self) -> &BTreeSet<Offset> {
+        &self.open
+    }
+
+    /// Puts a producer in that was remembered elsewhere.
+    pub fn insert(&mut self, id: i64, producer: Producer) {
+        self.open.extend(producer.open);
+        self.producers.insert(id, producer);
     }
 
     /// Forgets producers that were silent for `expiration_ms`.
     pub fn expire(&mut self, now: Timestamp, expiration_ms: i64) {
-        self.producers.retain(|_, producer| now.0.saturating_sub(producer.last_append.0) < expiration_ms);
+        self.producers.retain(|_, producer| {
+            producer.open.is_some() || now.0.saturating_sub(producer.last_append.0) < expiration_ms
+        });
     }
 
     fn forget_longest_silent(&mut self) {
@@ -119,7 +180,7 @@ impl ProducerState {
         let (_, &mut newest_forgotten, _) = times.select_nth_unstable(cut);
         let mut excess = cut + 1;
         self.producers.retain(|_, producer| {
-            let goes = excess > 0 && producer.last_append <= newest_forgotten;
+            let goes = excess > 0 && producer.open.is_none() && producer.last_append <= newest_forgotten;
             excess -= usize::from(goes);
             !goes
         });
@@ -170,6 +231,33 @@ mod tests {
         state.record(&header(7, 2, 0, 1, 0), Timestamp::NONE, Timestamp(0));
         assert_eq!(state.check(&header(7, 2, 54, 1, 0)), Err(SequenceError::OutOfOrder { expected: 1 }));
         assert_eq!(state.check(&header(-1, -1, -1, 1, 0)), Ok(None));
+    }
+
+    #[test]
+    fn a_transaction_is_open_from_its_first_batch_to_its_marker() {
+        let with = |header: BatchHeader, attributes| BatchHeader { attributes, ..header };
+        let mut state = ProducerState::default();
+        assert_eq!(state.record(&with(header(7, 1, 0, 2, 10), 0x10), Timestamp::NONE, Timestamp(0)), Some(Offset(10)));
+        assert_eq!(state.record(&with(header(7, 1, 2, 2, 12), 0x10), Timestamp::NONE, Timestamp(0)), None);
+        assert_eq!(state.record(&with(header(8, 0, 0, 1, 14), 0x10), Timestamp::NONE, Timestamp(0)), Some(Offset(14)));
+        let since = Offset(10);
+        for plain in [header(7, 1, 4, 1, 0), header(7, 2, 0, 1, 0)] {
+            assert_eq!(state.check(&plain), Err(SequenceError::OpenTransaction { since }));
+        }
+        state.expire(Timestamp(i64::MAX), 1);
+        assert!(state.is_open(7, 1) && state.is_open(7, 2) && !state.is_open(7, 0) && !state.is_open(9, 9));
+        let marker = |id, epoch, base| with(header(id, epoch, -1, 1, base), 0x30);
+        assert_eq!(state.end(&marker(9, 0, 15), Timestamp(1)), None);
+        assert_eq!(state.end(&marker(7, 2, 15), Timestamp(1)), Some((Offset(10), Offset(14))));
+        assert_eq!(state.end(&marker(8, 0, 16), Timestamp(1)), Some((Offset(14), Offset(17))));
+        assert_eq!(state.end(&marker(8, 0, 17), Timestamp(1)), None);
+        assert!(state.open().is_empty());
+        assert_eq!(
+            state.check(&header(7, 1, 4, 1, 0)),
+            Err(SequenceError::Epoch { current: 2 }),
+            "fenced by its marker"
+        );
+        assert_eq!(state.check(&header(8, 0, 1, 1, 0)), Ok(None), "the sequence goes on");
     }
 
     #[test]

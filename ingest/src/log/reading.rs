@@ -1,6 +1,7 @@
 //! Reading local segments: sparse index, a short walk over headers, then whole batches with one positioned read per
 //! chunk.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use super::error::{IoContext, LogError};
 use super::partition::Partition;
 use super::scan::Placed;
 use super::segment::{LogFile, Segment};
+use super::transactions::AbortedTransaction;
 use crate::model::{Offset, Timestamp};
 use crate::read::{BatchRun, ReadError, ReadRange, TimestampedOffset};
 use crate::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
@@ -43,12 +45,27 @@ impl Partition {
                 _ => self.hot(source),
             }
         });
-        let run = read?;
-        if run.chunks.is_empty() {
-            // Nothing was found of a segment that was taken out of view after the check above.
-            self.check_local(range.from)?;
-        }
+        let (mut run, end) = read?;
+        run.aborted = self.aborted(range.from, end)?;
         Ok(run)
+    }
+
+    /// Aborted transactions that lie in `from..until`, in part or wholly, as far as the local copy knows; by their first
+    /// offset. `BelowLocalStart` where it starts above `from`, also if it does so since just now: then the list may lack
+    /// some. Blocking.
+    pub fn aborted(&self, from: Offset, until: Offset) -> Result<Vec<AbortedTransaction>, ReadError> {
+        let mut aborted = Vec::new();
+        for segment in self.segments_with_aborted(from) {
+            match segment.aborted(from, until, &mut aborted) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break,
+                Err(error) if error.is_not_found() => break,
+                Err(error) => return Err(self.hot(error)),
+            }
+        }
+        self.check_local(from)?;
+        aborted.sort_unstable();
+        Ok(aborted)
     }
 
     /// First local record at or after `timestamp` below the high watermark, record-exact (opens compressed batches).
@@ -111,13 +128,21 @@ impl Partition {
         segments.get(first..).unwrap_or_default().to_vec()
     }
 
+    /// Those of [`Self::segments_at`] in which a transaction was aborted; mostly none.
+    fn segments_with_aborted(&self, offset: Offset) -> Vec<Arc<Segment>> {
+        let segments = self.segments.read();
+        let first = segments.partition_point(|segment| segment.base <= offset).saturating_sub(1);
+        segments.iter().skip(first).filter(|segment| segment.has_aborted()).cloned().collect()
+    }
+
     fn segment_at(&self, offset: Offset) -> Option<Arc<Segment>> {
         let segments = self.segments.read();
         let index = segments.partition_point(|segment| segment.base <= offset).checked_sub(1)?;
         segments.get(index).cloned()
     }
 
-    fn read_local(&self, range: &ReadRange, until: Offset) -> Result<BatchRun, LogError> {
+    /// Batches, and the offset after them.
+    fn read_local(&self, range: &ReadRange, until: Offset) -> Result<(BatchRun, Offset), LogError> {
         let mut run = BatchRun::default();
         let mut left = range.max_bytes;
         let mut next = range.from;
@@ -134,7 +159,7 @@ impl Partition {
                 break; // the size was reached within the segment
             }
         }
-        Ok(run)
+        Ok((run, next))
     }
 }
 

@@ -6,7 +6,7 @@
 //! | indexes of a sealed segment | rebuilt if missing, short or odd | the same |
 //! | log of the last segment | its tail is walked from the last index entry | scanned with CRC, cut at the first bad batch, synced |
 //! | indexes of the last segment | rebuilt if missing or odd | rebuilt |
-//! | producer snapshot | is at the end | the newest good one, and the batch headers after it |
+//! | producer snapshot, aborted transactions | are at the end | the newest good one, and the batches after it (`replay`) |
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,12 +15,11 @@ use std::sync::Arc;
 
 use super::append::{Indexer, Writer};
 use super::error::{IoContext, LogError};
-use super::producer_state::ProducerState;
+use super::replay;
 use super::scan::{ScanError, Scanner};
 use super::segment::{INDEX, LOG, Segment, SegmentFiles, TIMEINDEX, file_path, offset_of, remove_if_there, sync_dir};
-use super::snapshot;
-use crate::model::{Offset, Timestamp, TimestampType};
-use crate::record::BatchHeader;
+use super::transactions::ABORTED;
+use crate::model::{Offset, Timestamp};
 
 /// What [`recover`] is told.
 pub struct Recovery<'a> {
@@ -80,7 +79,7 @@ fn list_segments(dir: &Path) -> Result<BTreeSet<Offset>, LogError> {
     }
     let bases: BTreeSet<_> = paths.iter().filter_map(|path| offset_of(path, LOG)).collect();
     for path in &paths {
-        let indexed = offset_of(path, INDEX).or_else(|| offset_of(path, TIMEINDEX));
+        let indexed = [INDEX, TIMEINDEX, ABORTED].into_iter().find_map(|extension| offset_of(path, extension));
         if indexed.is_some_and(|base| !bases.contains(&base)) {
             remove_if_there(path)?;
         }
@@ -237,7 +236,8 @@ impl Recovery<'_> {
         tail: Tail,
     ) -> Result<Recovered, LogError> {
         segments.push(segment.clone());
-        let producers = self.producers(&segments, tail.end)?;
+        let mut producers = replay::producers(self.dir, &segments, &files, tail.end, self.now)?;
+        producers.expire(self.now, self.producer_expiration_ms);
         let first_append = match tail.size_bytes {
             0 => None,
             _ => Some(self.first_append(&segment, &files)?),
@@ -260,26 +260,5 @@ impl Recovery<'_> {
         let first = segment.first_from(&files.log, 0, |_| true)?;
         let timestamp = first.map_or(Timestamp::NONE, |placed| placed.header.max_timestamp);
         Ok(if timestamp.0 < 0 { self.now } else { timestamp.min(self.now) })
-    }
-
-    fn producers(&self, segments: &[Arc<Segment>], end: Offset) -> Result<ProducerState, LogError> {
-        let (from, mut state) = snapshot::load(self.dir, end)?.unwrap_or_default();
-        for segment in segments.iter().filter(|segment| segment.end() > from) {
-            let log = segment.log()?;
-            let Some(first) = segment.find(&log, from.max(segment.base))? else { continue };
-            segment.first_from(&log, first.position, |header| {
-                state.record(header, log_append_time(header), self.now);
-                false
-            })?;
-        }
-        state.expire(self.now, self.producer_expiration_ms);
-        Ok(state)
-    }
-}
-
-fn log_append_time(header: &BatchHeader) -> Timestamp {
-    match header.timestamp_type() {
-        TimestampType::CreateTime => Timestamp::NONE,
-        TimestampType::LogAppendTime => header.max_timestamp,
     }
 }

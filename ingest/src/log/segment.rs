@@ -5,16 +5,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
 use super::error::{IoContext, LogError};
 use super::index::{IndexFile, OffsetEntry, TimeEntry};
 use super::scan::{Placed, ScanError, Scanner};
+use super::transactions::{ABORTED, AbortedTransaction};
 use crate::model::{Offset, Timestamp};
 use crate::page_cache::QuietReader;
 use crate::record::BatchHeader;
@@ -103,6 +105,8 @@ pub struct SegmentFiles {
     pub log: Arc<LogFile>,
     pub index: Arc<IndexFile<OffsetEntry>>,
     pub times: Arc<IndexFile<TimeEntry>>,
+    /// Made when the first transaction is aborted.
+    pub aborted: Arc<OnceLock<IndexFile<AbortedTransaction>>>,
 }
 
 impl SegmentFiles {
@@ -115,12 +119,32 @@ impl SegmentFiles {
         let index = IndexFile::open_writable(&path).on("open", &path)?;
         let path = file_path(dir, base, TIMEINDEX);
         let times = IndexFile::open_writable(&path).on("open", &path)?;
-        Ok(Self { log: Arc::new(LogFile::new(log)), index: Arc::new(index), times: Arc::new(times) })
+        let path = file_path(dir, base, ABORTED);
+        let aborted = OnceLock::new();
+        if path.exists() {
+            let _ = aborted.set(IndexFile::open_writable(&path).on("open", &path)?);
+        }
+        Ok(Self {
+            log: Arc::new(LogFile::new(log)),
+            index: Arc::new(index),
+            times: Arc::new(times),
+            aborted: Arc::new(aborted),
+        })
+    }
+
+    /// The index of aborted transactions, made if it is not there.
+    pub fn make_aborted(&self, dir: &Path, base: Offset) -> io::Result<&IndexFile<AbortedTransaction>> {
+        if let Some(aborted) = self.aborted.get() {
+            return Ok(aborted);
+        }
+        let made = IndexFile::open_writable(&file_path(dir, base, ABORTED))?;
+        Ok(self.aborted.get_or_init(|| made))
     }
 
     pub fn sync_indexes(&self) -> io::Result<()> {
         self.index.sync()?;
-        self.times.sync()
+        self.times.sync()?;
+        self.aborted.get().map_or(Ok(()), IndexFile::sync)
     }
 }
 
@@ -135,6 +159,8 @@ pub struct Segment {
     max_timestamp: AtomicI64,
     /// When it was sealed, or found sealed at start; what age means for records without a timestamp.
     sealed_at: AtomicI64,
+    /// Whether markers of aborted transactions are in it.
+    has_aborted: AtomicBool,
     /// Open files while it is active.
     active: RwLock<Option<SegmentFiles>>,
 }
@@ -149,6 +175,7 @@ impl Segment {
             size_bytes: AtomicU64::new(0),
             max_timestamp: AtomicI64::new(Timestamp::NONE.0),
             sealed_at: AtomicI64::new(Timestamp::NONE.0),
+            has_aborted: AtomicBool::new(false),
             active: RwLock::new(files),
         }
     }
@@ -172,6 +199,51 @@ impl Segment {
         self.max_timestamp.store(max_timestamp.0, Ordering::Release);
         self.end.store(end.0, Ordering::Release);
         self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    pub fn is_active(&self) -> bool {
+        self.active.read().is_some()
+    }
+
+    /// From now on readers look for aborted transactions here.
+    pub fn set_has_aborted(&self) {
+        self.has_aborted.store(true, Ordering::Release);
+    }
+
+    pub fn has_aborted(&self) -> bool {
+        self.has_aborted.load(Ordering::Acquire)
+    }
+
+    /// Adds the aborted transactions that lie in `from..until`, in part or wholly, and whose markers are here. Breaks
+    /// when later segments hold none.
+    pub fn aborted(
+        &self,
+        from: Offset,
+        until: Offset,
+        found: &mut Vec<AbortedTransaction>,
+    ) -> Result<ControlFlow<()>, LogError> {
+        let mut flow = ControlFlow::Continue(());
+        let take = |entry: AbortedTransaction| {
+            if entry.first_offset < until {
+                found.push(entry);
+            }
+            if entry.last_stable_offset >= until {
+                flow = ControlFlow::Break(());
+            }
+            flow
+        };
+        let before = |entry: &AbortedTransaction| entry.last_offset < from;
+        let path = file_path(&self.dir, self.base, ABORTED);
+        let active = self.active.read().as_ref().map(|files| files.aborted.clone());
+        let read = match active.as_deref().and_then(OnceLock::get) {
+            Some(aborted) => aborted.each_after(before, take),
+            None => IndexFile::open(&path).and_then(|aborted| aborted.each_after(before, take)),
+        };
+        read.on("read", &path)?;
+        Ok(flow)
     }
 
     /// From now on it is only read.
@@ -277,7 +349,7 @@ impl Segment {
 
 /// Deletes the files of the segment at `base`; missing ones are fine.
 pub fn delete_files(dir: &Path, base: Offset) -> Result<(), LogError> {
-    for extension in [LOG, INDEX, TIMEINDEX] {
+    for extension in [LOG, INDEX, TIMEINDEX, ABORTED] {
         remove_if_there(&file_path(dir, base, extension))?;
     }
     Ok(())

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <next offset, 20 digits>.snapshot, big-endian:
-//! magic "TCPS" | version u16 = 1 | producer count u32
-//! per producer, by id: id i64 | epoch i16 | last append i64 (ms) | batch count u8
+//! magic "TCPS" | version u16 = 2 | producer count u32
+//! per producer, by id: id i64 | epoch i16 | last append i64 (ms) | first offset of its open transaction i64 (-1 none)
+//!     | batch count u8
 //!     per batch, oldest first: first sequence i32 | last sequence i32 | base offset i64 | log append time i64 (-1 none)
 //! crc32c u32 of all before it
 //! ```
+//! Version 1 has no transactions; it is read, not written.
 //! It holds the state as of the batch before `next offset`. Recovery takes the newest one that reads well and replays
 //! the batch headers after it; a bad one is skipped.
 
@@ -21,7 +23,11 @@ use crate::model::{Offset, Timestamp};
 
 pub const SNAPSHOT: &str = "snapshot";
 const MAGIC: &[u8; 4] = b"TCPS";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// Without transactions.
+const VERSION_1: u16 = 1;
+/// What stands for no open transaction.
+const NOT_OPEN: Offset = Offset(-1);
 /// Newest snapshots that are kept: one may turn out bad.
 const KEPT: usize = 2;
 
@@ -73,6 +79,7 @@ fn encode(state: &ProducerState) -> Vec<u8> {
         out.extend_from_slice(&id.to_be_bytes());
         out.extend_from_slice(&producer.epoch.to_be_bytes());
         out.extend_from_slice(&producer.last_append.0.to_be_bytes());
+        out.extend_from_slice(&producer.open.unwrap_or(NOT_OPEN).0.to_be_bytes());
         out.push(u8::try_from(producer.batches.len()).unwrap_or(u8::MAX));
         for batch in &producer.batches {
             out.extend_from_slice(&batch.first_sequence.to_be_bytes());
@@ -92,13 +99,18 @@ fn decode(bytes: &[u8]) -> Option<ProducerState> {
     if crc32c::crc32c(body) != u32::from_be_bytes(*crc) {
         return None;
     }
-    let mut rest = body.strip_prefix(MAGIC)?.strip_prefix(&VERSION.to_be_bytes())?;
+    let mut rest = body.strip_prefix(MAGIC)?;
+    let version = u16::from_be_bytes(take(&mut rest)?);
+    if version != VERSION && version != VERSION_1 {
+        return None;
+    }
     let count = u32::from_be_bytes(take(&mut rest)?);
     let mut state = ProducerState::default();
     for _ in 0..count {
         let id = i64::from_be_bytes(take(&mut rest)?);
         let epoch = i16::from_be_bytes(take(&mut rest)?);
         let last_append = Timestamp(i64::from_be_bytes(take(&mut rest)?));
+        let open = if version == VERSION_1 { NOT_OPEN } else { Offset(i64::from_be_bytes(take(&mut rest)?)) };
         let [batch_count] = take(&mut rest)?;
         if usize::from(batch_count) > BATCHES_PER_PRODUCER {
             return None;
@@ -112,7 +124,8 @@ fn decode(bytes: &[u8]) -> Option<ProducerState> {
                 log_append_time: Timestamp(i64::from_be_bytes(take(&mut rest)?)),
             });
         }
-        state.producers.insert(id, Producer { epoch, last_append, batches });
+        let open = Some(open).filter(|open| *open != NOT_OPEN);
+        state.insert(id, Producer { epoch, last_append, batches, open });
     }
     rest.is_empty().then_some(state)
 }
@@ -127,34 +140,39 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
-    fn state() -> ProducerState {
+    fn state(open: Option<i64>) -> ProducerState {
         let batch = |first_sequence, base| SequencedBatch {
             first_sequence,
             last_sequence: first_sequence + 1,
             base_offset: Offset(base),
             log_append_time: Timestamp(base - 11),
         };
-        let producer = |epoch, batches| Producer { epoch, last_append: Timestamp(1_431_860_400_000), batches };
+        let producer =
+            |epoch, batches, open| Producer { epoch, last_append: Timestamp(1_431_860_400_000), batches, open };
         let mut state = ProducerState::default();
-        state.producers.insert(1000, producer(3, vec![batch(4, 10), batch(6, 12)]));
-        state.producers.insert(7, producer(0, vec![batch(0, 20)]));
+        state.insert(1000, producer(3, vec![batch(4, 10), batch(6, 12)], open.map(Offset)));
+        state.insert(7, producer(0, vec![batch(0, 20)], None));
         state
+    }
+
+    fn golden(version: u16) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/producers-v{version}.snapshot"))
     }
 
     #[test]
     fn golden_snapshot() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/producers-v1.snapshot");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&path, encode(&state())).unwrap();
+            fs::write(golden(VERSION), encode(&state(Some(10)))).unwrap();
         }
-        let stored = fs::read(&path).unwrap();
-        assert_eq!(encode(&state()), stored);
-        assert_eq!(decode(&stored), Some(state()));
+        let stored = fs::read(golden(VERSION)).unwrap();
+        assert_eq!(encode(&state(Some(10))), stored);
+        assert_eq!(decode(&stored), Some(state(Some(10))));
+        assert_eq!(decode(&fs::read(golden(VERSION_1)).unwrap()), Some(state(None)), "as earlier versions wrote it");
     }
 
     #[test]
     fn damage_is_noticed() {
-        let good = encode(&state());
+        let good = encode(&state(Some(10)));
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
@@ -167,7 +185,7 @@ mod tests {
     fn the_newest_good_one_counts() {
         let dir = tempfile::tempdir().unwrap();
         for offset in [10, 20, 30, 40] {
-            let mut state = state();
+            let mut state = state(None);
             state.producers.remove(&(offset % 40));
             write(dir.path(), Offset(offset), &state).unwrap();
         }

@@ -3,6 +3,7 @@
 mod damage;
 mod failure;
 mod model;
+mod transactions;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use crate::metrics::IngestMetrics;
 use crate::model::*;
 use crate::read::{ReadError, ReadRange, TimestampedOffset};
 use crate::record::testing::{CODECS, batch_of, compressed, with_producer};
-use crate::record::{BatchDecoder, BatchError, BatchHeader, BatchRefusal, Compression};
+use crate::record::{BatchDecoder, BatchError, BatchHeader, BatchRefusal, Compression, split_batches};
 
 /// A topic as the defaults make it, unlimited.
 pub(crate) fn topic_config() -> TopicConfig {

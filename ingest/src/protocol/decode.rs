@@ -95,8 +95,8 @@ fn client_id(bytes: &[u8]) -> Result<(String, &[u8]), DecodeError> {
 impl RawRequest {
     /// Decodes the body behind the guard.
     pub fn decode<T: Decodable>(&self) -> Result<T, DecodeError> {
-        guard::check_body(self.api.key, self.version, &self.body)?;
-        T::decode(&mut self.body.clone(), self.version).map_err(|error| DecodeError::Body {
+        let length = guard::check_body(self.api.key, self.version, &self.body)?;
+        T::decode(&mut self.body.slice(..length), self.version).map_err(|error| DecodeError::Body {
             api: self.api.key,
             version: self.version,
             reason: error.to_string(),
@@ -106,6 +106,7 @@ impl RawRequest {
 
 #[cfg(test)]
 mod tests {
+    use kafka_protocol::messages::MetadataRequest;
     use proptest::prelude::*;
 
     use super::*;
@@ -146,6 +147,16 @@ mod tests {
         let read = |id| request(frame(ApiKey::Metadata, 1, id).into()).map(|request| request.client_id.len());
         assert_eq!(read(None).unwrap(), 0);
         assert!(read(Some(&"ä".repeat(1000))).unwrap() <= CLIENT_ID_LEN_MAX);
+    }
+
+    /// As librdkafka 2.12 sends it: a null array of topics in the first of four bytes, then what it means to say.
+    #[test]
+    fn what_follows_a_request_is_ignored() {
+        let mut frame = frame(ApiKey::Metadata, 12, None);
+        frame.truncate(frame.len() - request_body(ApiKey::Metadata, 12).len());
+        frame.extend([0, 0, 0, 0, 1, 0, 0]);
+        let request: MetadataRequest = request(frame.into()).unwrap().decode().unwrap();
+        assert_eq!(request.topics, None);
     }
 
     #[test]

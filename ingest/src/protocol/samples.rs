@@ -25,6 +25,8 @@ use uuid::Uuid;
 
 use super::guard::is_flexible;
 
+mod admin;
+
 fn text(text: &'static str) -> StrBytes {
     StrBytes::from_static_str(text)
 }
@@ -119,8 +121,124 @@ pub fn request_body(key: ApiKey, version: i16) -> Bytes {
                 .with_include_fenced_brokers(version >= 2);
             encoded(&request, version)
         }
+        ApiKey::DescribeAcls | ApiKey::CreateAcls | ApiKey::DeleteAcls => acls(key, version),
+        ApiKey::DeleteGroups => {
+            encoded(&DeleteGroupsRequest::default().with_groups_names(vec![group(), GroupId(text("b"))]), version)
+        }
+        ApiKey::OffsetDelete => offset_delete(version),
+        ApiKey::AddPartitionsToTxn
+        | ApiKey::AddOffsetsToTxn
+        | ApiKey::EndTxn
+        | ApiKey::TxnOffsetCommit
+        | ApiKey::DescribeProducers
+        | ApiKey::DescribeTransactions
+        | ApiKey::ListTransactions => transactions(key, version),
+        other => admin::request_body(other, version),
+    }
+}
+
+fn acls(key: ApiKey, version: i16) -> Bytes {
+    use kafka_protocol::messages::create_acls_request::AclCreation;
+    use kafka_protocol::messages::delete_acls_request::DeleteAclsFilter;
+    let some = || Some(text("User:alice"));
+    match key {
+        ApiKey::DescribeAcls => {
+            let request = DescribeAclsRequest::default().with_resource_type_filter(2).with_host_filter(None);
+            encoded(&request.with_resource_name_filter(Some(text("orders"))).with_principal_filter(some()), version)
+        }
+        ApiKey::CreateAcls => {
+            let creation =
+                AclCreation::default().with_resource_type(2).with_principal(text("User:alice")).with_host(text("*"));
+            encoded(&CreateAclsRequest::default().with_creations(vec![creation; 2]), version)
+        }
+        _ => {
+            let filter = DeleteAclsFilter::default().with_resource_type_filter(2).with_principal_filter(some());
+            encoded(&DeleteAclsRequest::default().with_filters(vec![filter; 2]), version)
+        }
+    }
+}
+
+fn offset_delete(version: i16) -> Bytes {
+    use kafka_protocol::messages::offset_delete_request::{OffsetDeleteRequestPartition, OffsetDeleteRequestTopic};
+    let partition = |index| OffsetDeleteRequestPartition::default().with_partition_index(index);
+    let wanted = OffsetDeleteRequestTopic::default()
+        .with_name(topic("orders"))
+        .with_partitions(vec![partition(0), partition(5)]);
+    encoded(&OffsetDeleteRequest::default().with_group_id(group()).with_topics(vec![wanted; 2]), version)
+}
+
+/// The requests that have to do with transactions.
+fn transactions(key: ApiKey, version: i16) -> Bytes {
+    match key {
+        ApiKey::AddPartitionsToTxn => {
+            let topic = add_partitions_to_txn_request::AddPartitionsToTxnTopic::default()
+                .with_name(topic("orders"))
+                .with_partitions(vec![0, 7]);
+            let request = AddPartitionsToTxnRequest::default()
+                .with_v3_and_below_transactional_id(TransactionalId(text("tx")))
+                .with_v3_and_below_producer_id(ProducerId(9))
+                .with_v3_and_below_producer_epoch(2)
+                .with_v3_and_below_topics(vec![topic.clone(), topic]);
+            encoded(&request, version)
+        }
+        ApiKey::AddOffsetsToTxn => {
+            let request = AddOffsetsToTxnRequest::default()
+                .with_transactional_id(TransactionalId(text("tx")))
+                .with_producer_id(ProducerId(9))
+                .with_producer_epoch(2)
+                .with_group_id(group());
+            encoded(&request, version)
+        }
+        ApiKey::EndTxn => {
+            let request = EndTxnRequest::default()
+                .with_transactional_id(TransactionalId(text("tx")))
+                .with_producer_id(ProducerId(9))
+                .with_producer_epoch(2)
+                .with_committed(true);
+            encoded(&request, version)
+        }
+        ApiKey::TxnOffsetCommit => txn_offset_commit(version),
+        ApiKey::DescribeProducers => {
+            let topic = describe_producers_request::TopicRequest::default()
+                .with_name(topic("orders"))
+                .with_partition_indexes(vec![0, 7]);
+            encoded(&DescribeProducersRequest::default().with_topics(vec![topic.clone(), topic]), version)
+        }
+        ApiKey::DescribeTransactions => {
+            let ids = vec![TransactionalId(text("tx")), TransactionalId(text("ty"))];
+            encoded(&DescribeTransactionsRequest::default().with_transactional_ids(ids), version)
+        }
+        ApiKey::ListTransactions => {
+            let request = ListTransactionsRequest::default()
+                .with_state_filters(vec![text("Ongoing"), text("Empty")])
+                .with_producer_id_filters(vec![ProducerId(9), ProducerId(10)])
+                .with_duration_filter(if version >= 1 { 100 } else { -1 });
+            encoded(&request, version)
+        }
         other => panic!("no sample of {other:?}"),
     }
+}
+
+fn txn_offset_commit(version: i16) -> Bytes {
+    use kafka_protocol::messages::txn_offset_commit_request::{
+        TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
+    };
+    let partition = TxnOffsetCommitRequestPartition::default()
+        .with_partition_index(1)
+        .with_committed_offset(77)
+        .with_committed_leader_epoch(if version >= 2 { 0 } else { -1 })
+        .with_committed_metadata(Some(text("note")));
+    let wanted = TxnOffsetCommitRequestTopic::default().with_name(topic("orders")).with_partitions(vec![partition; 2]);
+    let mut request = TxnOffsetCommitRequest::default()
+        .with_transactional_id(TransactionalId(text("tx")))
+        .with_group_id(group())
+        .with_producer_id(ProducerId(9))
+        .with_producer_epoch(2)
+        .with_topics(vec![wanted]);
+    if version >= 3 {
+        request = request.with_generation_id(3).with_member_id(text("m")).with_group_instance_id(Some(text("static")));
+    }
+    encoded(&request, version)
 }
 
 fn alter_configs(version: i16) -> Bytes {

@@ -21,6 +21,8 @@ pub(super) enum Kind {
     StructList(&'static [Field]),
     /// A struct in place; occurs only as a tagged field.
     Struct(&'static [Field]),
+    /// A byte, 1 or -1, and a struct where it is 1.
+    StructOrNull(&'static [Field]),
 }
 
 /// A field and the versions that have it.
@@ -48,7 +50,7 @@ const I32: Kind = Kind::Fixed(4);
 const I64: Kind = Kind::Fixed(8);
 const UUID: Kind = Kind::Fixed(16);
 const I32_LIST: Kind = Kind::FixedList(4);
-use Kind::{Blob, Struct, StructList, Text, TextList};
+use Kind::{Blob, FixedList, Struct, StructList, StructOrNull, Text, TextList};
 
 const fn between(since: i16, until: i16, kind: Kind) -> Field {
     Field { kind, since, until, tag: None }
@@ -164,6 +166,32 @@ const LEADER_EPOCH: &[Field] = &[since(3, I32), all(StructList(LEADER_EPOCH_TOPI
 const LEADER_EPOCH_TOPIC: &[Field] = &[all(Text), all(StructList(LEADER_EPOCH_PARTITION))];
 const LEADER_EPOCH_PARTITION: &[Field] = &[all(I32), all(I32), all(I32)];
 
+const ADD_PARTITIONS_TO_TXN: &[Field] = &[all(Text), all(I64), all(I16), all(StructList(ADD_PARTITIONS_TO_TXN_TOPIC))];
+const ADD_PARTITIONS_TO_TXN_TOPIC: &[Field] = &[all(Text), all(I32_LIST)];
+
+const ADD_OFFSETS_TO_TXN: &[Field] = &[all(Text), all(I64), all(I16), all(Text)];
+
+const END_TXN: &[Field] = &[all(Text), all(I64), all(I16), all(BOOL)];
+
+const TXN_OFFSET_COMMIT: &[Field] = &[
+    all(Text),
+    all(Text),
+    all(I64),
+    all(I16),
+    since(3, I32),
+    since(3, Text),
+    since(3, Text),
+    all(StructList(TXN_OFFSET_COMMIT_TOPIC)),
+];
+const TXN_OFFSET_COMMIT_TOPIC: &[Field] = &[all(Text), all(StructList(TXN_OFFSET_COMMIT_PARTITION))];
+const TXN_OFFSET_COMMIT_PARTITION: &[Field] = &[all(I32), all(I64), since(2, I32), all(Text)];
+
+const DESCRIBE_PRODUCERS: &[Field] = &[all(StructList(DESCRIBE_PRODUCERS_TOPIC))];
+const DESCRIBE_PRODUCERS_TOPIC: &[Field] = &[all(Text), all(I32_LIST)];
+
+const DESCRIBE_TRANSACTIONS: &[Field] = &[all(TextList)];
+const LIST_TRANSACTIONS: &[Field] = &[all(TextList), all(FixedList(8)), since(1, I64)];
+
 const DESCRIBE_CONFIGS: &[Field] = &[all(StructList(DESCRIBE_CONFIGS_RESOURCE)), all(BOOL), since(3, BOOL)];
 const DESCRIBE_CONFIGS_RESOURCE: &[Field] = &[all(I8), all(Text), all(TextList)];
 
@@ -174,6 +202,43 @@ const ALTER_CONFIG: &[Field] = &[all(Text), all(Text)];
 const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[all(StructList(INCREMENTAL_ALTER_CONFIGS_RESOURCE)), all(BOOL)];
 const INCREMENTAL_ALTER_CONFIGS_RESOURCE: &[Field] = &[all(I8), all(Text), all(StructList(INCREMENTAL_ALTER_CONFIG))];
 const INCREMENTAL_ALTER_CONFIG: &[Field] = &[all(Text), all(I8), all(Text)];
+
+/// DescribeAcls, and each filter of DeleteAcls.
+const ACL_FILTER: &[Field] = &[all(I8), all(Text), all(I8), all(Text), all(Text), all(I8), all(I8)];
+const CREATE_ACLS: &[Field] = &[all(StructList(CREATE_ACL))];
+const CREATE_ACL: &[Field] = &[all(I8), all(Text), all(I8), all(Text), all(Text), all(I8), all(I8)];
+const DELETE_ACLS: &[Field] = &[all(StructList(ACL_FILTER))];
+
+/// A name and numbers of partitions, as several requests have them.
+const TOPIC_PARTITIONS: &[Field] = &[all(Text), all(I32_LIST)];
+
+const DESCRIBE_LOG_DIRS: &[Field] = &[all(StructList(TOPIC_PARTITIONS))];
+
+const CREATE_PARTITIONS: &[Field] = &[all(StructList(CREATE_PARTITIONS_TOPIC)), all(I32), all(BOOL)];
+const CREATE_PARTITIONS_TOPIC: &[Field] = &[all(Text), all(I32), all(StructList(CREATE_PARTITIONS_ASSIGNMENT))];
+const CREATE_PARTITIONS_ASSIGNMENT: &[Field] = &[all(I32_LIST)];
+
+const DELETE_GROUPS: &[Field] = &[all(TextList)];
+const ELECT_LEADERS: &[Field] = &[since(1, I8), all(StructList(TOPIC_PARTITIONS)), all(I32)];
+const LIST_REASSIGNMENTS: &[Field] = &[all(I32), all(StructList(TOPIC_PARTITIONS))];
+
+const OFFSET_DELETE: &[Field] = &[all(Text), all(StructList(TOPIC_PARTITIONS))];
+
+const DESCRIBE_QUOTAS: &[Field] = &[all(StructList(DESCRIBE_QUOTAS_COMPONENT)), all(BOOL)];
+const DESCRIBE_QUOTAS_COMPONENT: &[Field] = &[all(Text), all(I8), all(Text)];
+
+const DESCRIBE_SCRAM: &[Field] = &[all(StructList(DESCRIBE_SCRAM_USER))];
+const DESCRIBE_SCRAM_USER: &[Field] = &[all(Text)];
+
+const LIST_CONFIG_RESOURCES: &[Field] = &[since(1, Kind::FixedList(1))];
+
+const DESCRIBE_TOPIC_PARTITIONS: &[Field] =
+    &[all(StructList(DESCRIBE_TOPIC_PARTITIONS_TOPIC)), all(I32), all(StructOrNull(DESCRIBE_TOPIC_PARTITIONS_CURSOR))];
+const DESCRIBE_TOPIC_PARTITIONS_TOPIC: &[Field] = &[all(Text)];
+const DESCRIBE_TOPIC_PARTITIONS_CURSOR: &[Field] = &[all(Text), all(I32)];
+
+/// `flexible_since` of what has no flexible version.
+const NEVER: i16 = i16::MAX;
 
 const DESCRIBE_CLUSTER: &[Field] = &[all(BOOL), since(1, I8), since(2, BOOL)];
 
@@ -199,10 +264,30 @@ pub(super) fn body(key: ApiKey) -> Option<Body> {
         ApiKey::DeleteRecords => (2, DELETE_RECORDS),
         ApiKey::InitProducerId => (2, INIT_PRODUCER_ID),
         ApiKey::OffsetForLeaderEpoch => (4, LEADER_EPOCH),
+        ApiKey::AddPartitionsToTxn => (3, ADD_PARTITIONS_TO_TXN),
+        ApiKey::AddOffsetsToTxn => (3, ADD_OFFSETS_TO_TXN),
+        ApiKey::EndTxn => (3, END_TXN),
+        ApiKey::TxnOffsetCommit => (3, TXN_OFFSET_COMMIT),
         ApiKey::DescribeConfigs => (4, DESCRIBE_CONFIGS),
         ApiKey::AlterConfigs => (2, ALTER_CONFIGS),
         ApiKey::IncrementalAlterConfigs => (1, INCREMENTAL_ALTER_CONFIGS),
+        ApiKey::DescribeAcls => (2, ACL_FILTER),
+        ApiKey::CreateAcls => (2, CREATE_ACLS),
+        ApiKey::DeleteAcls => (2, DELETE_ACLS),
+        ApiKey::DescribeLogDirs => (2, DESCRIBE_LOG_DIRS),
+        ApiKey::CreatePartitions => (2, CREATE_PARTITIONS),
+        ApiKey::DeleteGroups => (2, DELETE_GROUPS),
+        ApiKey::ElectLeaders => (2, ELECT_LEADERS),
+        ApiKey::ListPartitionReassignments => (0, LIST_REASSIGNMENTS),
+        ApiKey::OffsetDelete => (NEVER, OFFSET_DELETE),
+        ApiKey::DescribeClientQuotas => (1, DESCRIBE_QUOTAS),
+        ApiKey::DescribeUserScramCredentials => (0, DESCRIBE_SCRAM),
         ApiKey::DescribeCluster => (0, DESCRIBE_CLUSTER),
+        ApiKey::DescribeProducers => (0, DESCRIBE_PRODUCERS),
+        ApiKey::DescribeTransactions => (0, DESCRIBE_TRANSACTIONS),
+        ApiKey::ListTransactions => (0, LIST_TRANSACTIONS),
+        ApiKey::ListConfigResources => (0, LIST_CONFIG_RESOURCES),
+        ApiKey::DescribeTopicPartitions => (0, DESCRIBE_TOPIC_PARTITIONS),
         _ => return None,
     };
     Some(Body { flexible_since, fields })

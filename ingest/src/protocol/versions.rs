@@ -6,8 +6,9 @@
 //!
 //! Ranges start low on purpose. librdkafka up to 2.11.0 gates features on single low versions (JoinGroup 0, InitProducerId
 //! 0, FindCoordinator 0, ...), and switches gzip, snappy and lz4 off where Produce 0 is missing, so that 0 is advertised
-//! but, as in Kafka 4 (KAFKA-18659), not served. Idempotence is gated on InitProducerId 0 alone; AddPartitionsToTxn,
-//! AddOffsetsToTxn, EndTxn and TxnOffsetCommit stay out of the table because transactions are refused.
+//! but, as in Kafka 4 (KAFKA-18659), not served. It uses AddPartitionsToTxn and AddOffsetsToTxn in version 0 only.
+//! AddPartitionsToTxn 4 is for brokers among each other; EndTxn 5 and TxnOffsetCommit 5 belong to the second transaction
+//! protocol. ListTransactions 2 filters by regular expressions.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -26,7 +27,7 @@ const fn range(key: ApiKey, min: i16, max: i16) -> ApiRange {
 }
 
 /// Every API of this broker, in key order.
-pub const APIS: [ApiRange; 23] = [
+pub const APIS: &[ApiRange] = &[
     ApiRange { key: ApiKey::Produce, min: 0, max: 11, served_min: 3 },
     range(ApiKey::Fetch, 4, 17),
     range(ApiKey::ListOffsets, 1, 10),
@@ -46,10 +47,30 @@ pub const APIS: [ApiRange; 23] = [
     range(ApiKey::DeleteRecords, 0, 2),
     range(ApiKey::InitProducerId, 0, 5),
     range(ApiKey::OffsetForLeaderEpoch, 2, 4),
+    range(ApiKey::AddPartitionsToTxn, 0, 3),
+    range(ApiKey::AddOffsetsToTxn, 0, 4),
+    range(ApiKey::EndTxn, 0, 4),
+    range(ApiKey::TxnOffsetCommit, 0, 4),
+    range(ApiKey::DescribeAcls, 1, 3),
+    range(ApiKey::CreateAcls, 1, 3),
+    range(ApiKey::DeleteAcls, 1, 3),
     range(ApiKey::DescribeConfigs, 1, 4),
     range(ApiKey::AlterConfigs, 0, 2),
+    range(ApiKey::DescribeLogDirs, 1, 4),
+    range(ApiKey::CreatePartitions, 0, 3),
+    range(ApiKey::DeleteGroups, 0, 2),
+    range(ApiKey::ElectLeaders, 0, 2),
     range(ApiKey::IncrementalAlterConfigs, 0, 1),
+    range(ApiKey::ListPartitionReassignments, 0, 0),
+    range(ApiKey::OffsetDelete, 0, 0),
+    range(ApiKey::DescribeClientQuotas, 0, 1),
+    range(ApiKey::DescribeUserScramCredentials, 0, 0),
     range(ApiKey::DescribeCluster, 0, 2),
+    range(ApiKey::DescribeProducers, 0, 0),
+    range(ApiKey::DescribeTransactions, 0, 0),
+    range(ApiKey::ListTransactions, 0, 1),
+    range(ApiKey::ListConfigResources, 0, 1),
+    range(ApiKey::DescribeTopicPartitions, 0, 0),
 ];
 
 /// The API of a key on the wire, if this broker has it.
@@ -72,6 +93,24 @@ mod tests {
     fn the_table_is_in_key_order_without_duplicates() {
         assert!(APIS.windows(2).all(|pair| (pair[0].key as i16) < pair[1].key as i16));
         assert!(APIS.iter().all(|api| api.min <= api.served_min && api.served_min <= api.max));
+    }
+
+    /// What would need a second broker, an authorizer or quotas to be answered truthfully.
+    #[test]
+    fn what_is_not_here_is_not_advertised() {
+        for key in [
+            ApiKey::WriteTxnMarkers,
+            ApiKey::AlterReplicaLogDirs,
+            ApiKey::AlterPartitionReassignments,
+            ApiKey::AlterClientQuotas,
+            ApiKey::AlterUserScramCredentials,
+            ApiKey::UnregisterBroker,
+            ApiKey::ConsumerGroupHeartbeat,
+            ApiKey::ShareGroupHeartbeat,
+            ApiKey::GetTelemetrySubscriptions,
+        ] {
+            assert_eq!(find(key as i16), None, "{key:?}");
+        }
     }
 
     #[test]
@@ -100,6 +139,8 @@ mod tests {
             (ApiKey::Heartbeat, 0),
             (ApiKey::LeaveGroup, 0),
             (ApiKey::InitProducerId, 0),
+            (ApiKey::AddPartitionsToTxn, 0),
+            (ApiKey::AddOffsetsToTxn, 0),
             (ApiKey::OffsetForLeaderEpoch, 2),
         ];
         for (key, version) in gates {

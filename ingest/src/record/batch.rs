@@ -29,8 +29,8 @@ pub(super) const MAX_TIMESTAMP: Range<usize> = 35..43;
 
 const CODEC_MASK: i16 = 0b111;
 pub(super) const TIMESTAMP_TYPE_BIT: i16 = 1 << 3;
-const TRANSACTIONAL_BIT: i16 = 1 << 4;
-const CONTROL_BIT: i16 = 1 << 5;
+pub(super) const TRANSACTIONAL_BIT: i16 = 1 << 4;
+pub(super) const CONTROL_BIT: i16 = 1 << 5;
 /// Attribute bits that a producer may set.
 pub(super) const PRODUCER_BITS: i16 = CODEC_MASK | TIMESTAMP_TYPE_BIT | TRANSACTIONAL_BIT | CONTROL_BIT;
 

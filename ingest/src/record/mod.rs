@@ -7,6 +7,7 @@
 //! | `decode` | records out of a batch, borrowed, after the whole batch was checked |
 //! | `codec` | decompression under a cap |
 //! | `encode` | records into a batch |
+//! | `control` | transaction markers, and a coordinator's batches inside of a transaction |
 //! | `varint` | bounded reading of the variable-length parts |
 //!
 //! Every length in here comes from a socket, a file or the bucket: it is compared with the bytes at hand before
@@ -18,6 +19,7 @@ pub const DECOMPRESSED_BATCH_BYTES_MAX: usize = 64 << 20;
 
 mod batch;
 mod codec;
+mod control;
 mod decode;
 mod encode;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod validate;
 mod varint;
 
 pub use batch::{BATCH_HEADER_LEN, BatchError, BatchHeader, Compression, split_batches, verify_crc};
+pub use control::{TransactionOutcome, decode_marker, encode_marker, into_transactional};
 pub use decode::{BatchDecoder, Headers, HeadersBuffer, Record};
 pub use encode::BatchEncoder;
 pub use validate::{BatchRefusal, BatchRules, TIMESTAMP_MAX, stamp_log_append_time, validate_batch};

@@ -321,7 +321,7 @@ fn produce_refusals_name_their_kafka_code() {
     assert!(matches!(check(&edit(7, &[1]), &rules()), BatchRefusal::InvalidRecord(_))); // base offset
     assert!(matches!(check(&edit(21, &[0, 0x20]), &rules()), BatchRefusal::InvalidRecord(_))); // control
     assert!(matches!(check(&edit(21, &[0, 0x40]), &rules()), BatchRefusal::InvalidRecord(_))); // delete horizon
-    assert!(matches!(check(&edit(21, &[0, 0x10]), &rules()), BatchRefusal::Transactional));
+    assert!(matches!(check(&edit(21, &[0, 0x10]), &rules()), BatchRefusal::InvalidRecord(_))); // transactional, no id
     assert!(matches!(check(&edit(21, &[0, 5]), &rules()), BatchRefusal::UnsupportedCompression(5)));
     assert!(matches!(check(&edit(23, &[0, 0, 0, 9]), &rules()), BatchRefusal::InvalidRecord(_))); // last delta
     assert!(matches!(check(&edit(57, &[0; 4]), &rules()), BatchRefusal::InvalidRecord(_))); // no records

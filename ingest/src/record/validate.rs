@@ -53,9 +53,6 @@ pub enum BatchRefusal {
     /// UNSUPPORTED_COMPRESSION_TYPE
     #[error("record batch names compression codec {0}; 0 to 4 are known")]
     UnsupportedCompression(i16),
-    /// INVALID_TXN_STATE
-    #[error("record batch belongs to a transaction; this broker has none open")]
-    Transactional,
 }
 
 /// Checks one batch as a producer sends it. `now` is the broker's time, for the timestamp window.
@@ -114,8 +111,8 @@ fn check_header(header: &BatchHeader) -> Result<(), BatchRefusal> {
     if header.producer_id >= 0 && (header.producer_epoch < 0 || header.base_sequence < 0) {
         return invalid("it has a producer id but no epoch or no sequence");
     }
-    if header.is_transactional() {
-        return Err(BatchRefusal::Transactional);
+    if header.is_transactional() && header.producer_id < 0 {
+        return invalid("it belongs to a transaction but has no producer id");
     }
     Ok(())
 }

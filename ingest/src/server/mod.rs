@@ -21,8 +21,8 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::coordinator::GroupCoordinator;
-use crate::handlers::producer_id::ProducerIds;
-use crate::metadata::MetadataStore;
+use crate::coordinator::transactions::TransactionCoordinator;
+use crate::handlers::fetch::{FetchSessions, SESSION_PARTITIONS_MAX};
 use crate::metrics::IngestMetrics;
 use crate::protocol::frame::FrameMemory;
 use crate::read::LogReader;
@@ -38,9 +38,9 @@ pub struct Services {
     pub kafka: KafkaConfig,
     pub broker: BrokerConfig,
     pub topics: Arc<Topics>,
-    pub metadata: Arc<MetadataStore>,
     pub reader: Arc<dyn LogReader>,
     pub groups: Arc<GroupCoordinator>,
+    pub transactions: Arc<TransactionCoordinator>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<IngestMetrics>,
     pub cluster_id: String,
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     pub services: Arc<Services>,
     pub frame_memory: FrameMemory,
     pub response_memory: Arc<Semaphore>,
-    pub producer_ids: Arc<ProducerIds>,
+    pub fetch_sessions: FetchSessions,
     pub shutdown: CancellationToken,
 }
 
@@ -66,7 +66,11 @@ pub async fn serve(listener: TcpListener, services: Arc<Services>, shutdown: Can
     let shared = Arc::new(Shared {
         frame_memory: FrameMemory::new(services.kafka.request_memory_max.as_usize()),
         response_memory: Arc::new(Semaphore::new(RESPONSE_MEMORY_MAX_BYTES)),
-        producer_ids: Arc::default(),
+        fetch_sessions: FetchSessions::new(
+            services.kafka.fetch_sessions_max,
+            SESSION_PARTITIONS_MAX,
+            services.metrics.clone(),
+        ),
         shutdown: shutdown.clone(),
         services,
     });

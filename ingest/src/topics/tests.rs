@@ -1,4 +1,4 @@
-//! Deletions that die between any two of their steps.
+//! Deletions and growth that die between any two of their steps.
 
 use prometheus::Registry;
 use tempfile::TempDir;
@@ -69,6 +69,66 @@ fn a_deletion_that_died_is_finished_at_the_next_start() {
     assert!(second.topics.get("orders").is_none());
     assert_eq!((folders(&dir), second.store.topics().unwrap()), (0, Vec::new()));
     assert_eq!(second.topics.removals().unwrap(), [(orders(), id)]);
+}
+
+#[test]
+fn a_growth_that_died_is_undone_or_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = run(&dir);
+    first.topics.create(&orders(), 1, BTreeMap::new()).unwrap();
+    let record = first.store.topics().unwrap().remove(0);
+    // Died before the record: a log that nobody knows of, and something in it.
+    let stray = TopicPartition::new(orders(), PartitionId(1));
+    let config = first.topics.get("orders").unwrap().config();
+    first.log.open_partition(stray, record.id, config, Offset::ZERO).unwrap().start_over_at(Offset(7)).unwrap();
+    drop(first);
+
+    let second = run(&dir);
+    assert_eq!((second.topics.get("orders").unwrap().partition_count(), folders(&dir)), (1, 2));
+    let grown = second.topics.grow("orders", 2, false).unwrap();
+    assert_eq!(grown.partition(PartitionId(1)).unwrap().log_end_offset(), Offset::ZERO, "made anew");
+    drop((second, grown));
+
+    // Died after the record.
+    let third = run(&dir);
+    third.store.put_topic(&TopicRecord { partitions: 3, ..record }).unwrap();
+    drop(third);
+    let fourth = run(&dir);
+    assert_eq!((fourth.topics.get("orders").unwrap().partition_count(), folders(&dir)), (3, 3));
+}
+
+#[test]
+fn a_topic_grows_and_keeps_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = run(&dir);
+    let mut changes = first.topics.subscribe();
+    let before = first.topics.create(&orders(), 1, BTreeMap::from([("retention.ms".into(), "1000".into())])).unwrap();
+    let refused = |name: &str, count| first.topics.grow(name, count, false).map(|_| ()).unwrap_err();
+    assert!(matches!(refused("orders", 1), TopicError::NotMore { has: 1, asked: 1, .. }));
+    assert!(matches!(refused("orders", 0), TopicError::Partitions { .. }));
+    assert!(matches!(refused("orders", PARTITIONS_MAX + 1), TopicError::Partitions { .. }));
+    assert!(matches!(refused("clicks", 2), TopicError::Unknown(_)));
+    first.topics.grow("orders", 3, true).unwrap();
+    assert_eq!(first.topics.get("orders").unwrap().partition_count(), 1, "only validated");
+
+    let after = first.topics.grow("orders", 3, false).unwrap();
+    assert!(Arc::ptr_eq(&after, &first.topics.get("orders").unwrap()));
+    assert!(Arc::ptr_eq(&after, &first.topics.by_id(before.id).unwrap()));
+    assert!(Arc::ptr_eq(&before.partitions[0], &after.partitions[0]));
+    assert!(matches!(changes.try_recv(), Ok(TopicChange::Created(_))));
+    assert!(matches!(changes.try_recv(), Ok(TopicChange::Grown(topic)) if topic.partition_count() == 3));
+    let set = |overrides: &mut BTreeMap<String, String>| drop(overrides.insert("retention.ms".into(), "5".into()));
+    first.topics.alter("orders", false, set).unwrap();
+    for topic in [&before, &after] {
+        assert_eq!(topic.config().retention_ms, Some(5), "whoever holds the topic of before sees its settings");
+    }
+    drop((first, before, after, changes));
+
+    let second = run(&dir);
+    let topic = second.topics.get("orders").unwrap();
+    assert_eq!((topic.partition_count(), topic.config().retention_ms), (3, Some(5)));
+    second.topics.delete("orders").unwrap();
+    assert_eq!(folders(&dir), 0);
 }
 
 #[test]

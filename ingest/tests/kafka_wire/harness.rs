@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what goes wrong here fails the test")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -11,9 +11,10 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{FetchRequest, FetchResponse, ProduceRequest, RequestHeader, ResponseHeader, TopicName};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
-use thermocline_config::{BrokerConfig, GroupsConfig, KafkaConfig, LogConfig};
+use thermocline_config::{BrokerConfig, GroupsConfig, HumanDuration, KafkaConfig, LogConfig, TransactionsConfig};
 use thermocline_ingest::clock::{Clock, SystemClock};
 use thermocline_ingest::coordinator::GroupCoordinator;
+use thermocline_ingest::coordinator::transactions::TransactionCoordinator;
 use thermocline_ingest::log::{HotLog, Partition};
 use thermocline_ingest::metadata::MetadataStore;
 use thermocline_ingest::metrics::IngestMetrics;
@@ -63,6 +64,8 @@ pub struct Broker {
     address: std::net::SocketAddr,
     shutdown: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
+    /// Open for as long as some task has it.
+    metadata: Weak<MetadataStore>,
     log: Arc<HotLog>,
     free: Arc<AtomicU64>,
     dir: tempfile::TempDir,
@@ -98,7 +101,16 @@ impl Broker {
         );
         let log = log.unwrap();
         let topics = Arc::new(Topics::open(metadata.clone(), log.clone(), LogConfig::default()).unwrap());
-        let groups = GroupCoordinator::open(GroupsConfig::default(), topics.clone(), clock.clone()).await.unwrap();
+        let groups = GroupsConfig { initial_rebalance_delay: HumanDuration::millis(0), ..GroupsConfig::default() };
+        let groups = GroupCoordinator::open(groups, topics.clone(), clock.clone()).await.unwrap();
+        let transactions = TransactionCoordinator::open(
+            TransactionsConfig::default(),
+            topics.clone(),
+            groups.clone(),
+            metadata.clone(),
+            clock.clone(),
+        );
+        let transactions = transactions.await.unwrap();
         let mut kafka = KafkaConfig::default();
         adapt(&mut kafka);
         let services = Arc::new(Services {
@@ -106,16 +118,17 @@ impl Broker {
             broker: BrokerConfig::default(),
             cluster_id: metadata.cluster_id().unwrap(),
             topics,
-            metadata,
             reader: Arc::new(HotReader),
             groups,
+            transactions: transactions.clone(),
             clock,
             metrics,
             advertised: (address.ip().to_string(), address.port()),
         });
         let shutdown = CancellationToken::new();
+        tokio::spawn(transactions.run(shutdown.clone()));
         let server = tokio::spawn(serve(listener, services, shutdown.clone()));
-        Self { address, shutdown, server, log, free, dir }
+        Self { address, shutdown, server, metadata: Arc::downgrade(&metadata), log, free, dir }
     }
 
     pub async fn connect(&self) -> Client {
@@ -130,11 +143,14 @@ impl Broker {
 
     /// Shuts the broker down and starts another on its data.
     pub async fn restart(self) -> Self {
-        let Self { shutdown, server, log, free, dir, .. } = self;
+        let Self { shutdown, server, metadata, log, free, dir, .. } = self;
         shutdown.cancel();
         server.await.unwrap().unwrap();
         log.close().unwrap();
         drop(log);
+        while metadata.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
         Self::start_on(dir, |_| {}, free).await
     }
 }

@@ -87,6 +87,7 @@ impl From<TopicError> for ApiError {
             TopicError::Unknown(name) => Self::unknown_topic(name),
             TopicError::Internal(name) => Self::internal_topic(name.as_str()),
             TopicError::Partitions { .. }
+            | TopicError::NotMore { .. }
             | TopicError::TooMany(_)
             | TopicError::Config { .. }
             | TopicError::ForLife { .. } => Self::bad_request(error),

@@ -93,6 +93,8 @@ fn routes() -> Router<Arc<App>> {
         .route("/v1/topics/{topic}/tier", get(tier::tier))
         .route("/v1/search", get(search::search_by_query).post(search::search_by_body))
         .route("/v1/search/follow", get(follow::follow_by_query).post(follow::follow_by_body))
+        .route("/v1/groups", get(groups::list))
+        .route("/v1/groups/{group}", get(groups::describe).delete(groups::delete))
         .route("/v1/groups/{group}/offsets", post(groups::seek))
         .merge(elastic::routes())
         .route("/metrics", get(health::metrics))

@@ -72,7 +72,10 @@ pub(super) struct NewTopic {
 #[serde(deny_unknown_fields)]
 pub(super) struct ChangedTopic {
     /// `null` goes back to the default.
+    #[serde(default)]
     configs: BTreeMap<String, Option<String>>,
+    /// How many there are to be in all; more than there are.
+    partitions: Option<i32>,
 }
 
 /// `GET /v1/topics`: every topic in name order, internal ones only where asked for.
@@ -109,12 +112,12 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(describe_topic(&app.services, &topic))))
 }
 
-/// `PATCH /v1/topics/{t}`: the topic with its new settings, once they are durable and in force.
+/// `PATCH /v1/topics/{t}`: the topic with its new settings and partitions, once they are durable and in force.
 pub(super) async fn alter(
     State(app): State<Arc<App>>,
     TopicPath(topic): TopicPath,
     Params(NoParams {}): Params<NoParams>,
-    JsonBody(ChangedTopic { configs }): JsonBody<ChangedTopic>,
+    JsonBody(ChangedTopic { configs, partitions }): JsonBody<ChangedTopic>,
 ) -> Result<Json<TopicInfo>, ApiError> {
     let topics = app.services.topics.clone();
     let change = move |overrides: &mut BTreeMap<String, String>| {
@@ -125,7 +128,13 @@ pub(super) async fn alter(
             }
         }
     };
-    let alter = move || topics.alter(topic.name.as_str(), false, change);
+    let alter = move || {
+        let name = topic.name.as_str();
+        // Neither is done where the other cannot be.
+        partitions.map(|count| topics.grow(name, count, true)).transpose()?;
+        let topic = topics.alter(name, false, change)?;
+        partitions.map_or(Ok(topic), |count| topics.grow(name, count, false))
+    };
     let topic = tokio::task::spawn_blocking(alter).await??;
     Ok(Json(describe_topic(&app.services, &topic)))
 }

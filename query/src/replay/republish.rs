@@ -295,7 +295,7 @@ fn ranges(source: &Topic, request: &RepublishRequest) -> Result<Vec<(Arc<Partiti
         let partition = source.partition(*id).ok_or_else(missing)?;
         // What has expired since is gone.
         let start = range.start.max(partition.log_start_offset());
-        Ok((partition.clone(), OffsetRange { start, end: range.end.min(partition.high_watermark()) }))
+        Ok((partition.clone(), OffsetRange { start, end: range.end.min(partition.last_stable_offset()) }))
     };
     positions.iter().map(of_position).collect()
 }

@@ -20,6 +20,7 @@ fn manifest(times: &[(i64, i64)]) -> Manifest {
             base_offset: base,
             last_offset: base.plus(9),
             rows: 10,
+            dropped: 0,
             min_timestamp: Timestamp(min),
             max_timestamp: Timestamp(max),
             log_bytes: 0,

@@ -104,7 +104,7 @@ async fn read_around(
     context: Context,
     left: &mut usize,
 ) -> Result<Known, SearchError> {
-    let bounds = partition.log_start_offset()..partition.high_watermark();
+    let bounds = partition.log_start_offset()..partition.last_stable_offset();
     let around = |offset: &Offset, before: usize, after: usize| {
         let (before, after) = (i64::try_from(before).unwrap_or(i64::MAX), i64::try_from(after).unwrap_or(i64::MAX));
         offset.plus(-before).max(bounds.start)..offset.plus(after).next().min(bounds.end)

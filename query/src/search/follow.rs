@@ -123,7 +123,7 @@ impl Search {
 
     /// The first offset of that time or later; without a time the end.
     async fn beginning(&self, partition: &Arc<Partition>, from: Option<Timestamp>) -> Result<Offset, SearchError> {
-        let end = partition.high_watermark();
+        let end = partition.last_stable_offset();
         let Some(from) = from else { return Ok(end) };
         let found = self.reader.offset_for_timestamp(partition, from).await?;
         Ok(found.map_or(end, |found| found.offset))

@@ -141,6 +141,7 @@ pub(crate) fn data_file(data: ObjectRef, records: &[OwnedRecord], base: i64, las
         base_offset: Offset(base),
         last_offset: Offset(last),
         rows: records.len() as u64,
+        dropped: 0,
         min_timestamp: timestamps().min().unwrap_or(Timestamp::NONE),
         max_timestamp: timestamps().max().unwrap_or(Timestamp::NONE),
         log_bytes: 0,

@@ -51,7 +51,7 @@ impl Setup {
         let mut head = self.manifests.load(&path()).await.unwrap();
         let segment = batches(head.manifest().next_offset().0, &some_records(1000), 50);
         let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));
-        let job = ArchiveJob { batches: source, options: stage_options(FILE_BYTES) };
+        let job = ArchiveJob { batches: source, aborted: Vec::new(), options: stage_options(FILE_BYTES) };
         archiver.archive_segment(job, &mut head, &|_: &Arc<Manifest>| {}).await.unwrap();
         assert!(head.manifest().files.len() >= 3);
         head
@@ -234,6 +234,7 @@ async fn files(setup: &Setup, count: i64) -> ManifestHead {
             base_offset: base,
             last_offset: last,
             rows: 10,
+            dropped: 0,
             min_timestamp: Timestamp(n),
             max_timestamp: Timestamp(n),
             log_bytes: 100,

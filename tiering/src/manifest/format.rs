@@ -275,8 +275,9 @@ fn check_files(path: &PartitionPath, files: &[Arc<DataFile>]) -> Result<(), Stri
                 offsets = offsets.saturating_sub(batch.base_offset.distance_to(batch.last_offset.next()));
             }
         }
-        if file.rows != offsets {
-            return Err(format!("file {base}..={last} has {} rows where {offsets} are left for it", file.rows));
+        if file.rows.saturating_add(file.dropped) != offsets {
+            let (rows, dropped) = (file.rows, file.dropped);
+            return Err(format!("file {base}..={last} has {rows} rows and {dropped} dropped where {offsets} are left"));
         }
     }
     Ok(())

@@ -90,8 +90,12 @@ pub struct DataFile {
     pub base_offset: Offset,
     /// inclusive
     pub last_offset: Offset,
-    /// rows in the Parquet file; = last - base + 1 unless batches are kept raw
+    /// rows in the Parquet file; = last - base + 1 unless batches are kept raw or dropped
     pub rows: u64,
+    /// Offsets that nobody reads any more: of transactions that were aborted, and of markers. A program that does not
+    /// know the field refuses the file, for want of rows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
     pub min_timestamp: Timestamp,
     pub max_timestamp: Timestamp,
     /// bytes of the sealed log this range took (as produced, compressed)
@@ -108,6 +112,10 @@ pub struct DataFile {
     /// Batches that could not be decoded, concatenated byte for byte in one object; served to Fetch as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<RawBatches>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The batches of a data file's range that are not in its Parquet file.
@@ -272,6 +280,11 @@ impl Manifest {
 }
 
 impl DataFile {
+    /// Messages, those of batches that are kept raw included.
+    pub fn records(&self) -> u64 {
+        self.base_offset.distance_to(self.last_offset.next()).saturating_sub(self.dropped)
+    }
+
     /// The objects this file consists of.
     pub fn objects(&self) -> impl Iterator<Item = &ObjectRef> {
         [Some(&self.data), self.split.as_ref(), self.raw.as_ref().map(|raw| &raw.object)].into_iter().flatten()

@@ -22,6 +22,7 @@ fn file_with(base: i64, last: i64, attempt: AttemptId) -> DataFile {
         base_offset: Offset(base),
         last_offset: Offset(last),
         rows: (last - base + 1) as u64,
+        dropped: 0,
         min_timestamp: Timestamp(1_700_000_000_000 + base),
         max_timestamp: Timestamp(1_700_000_000_000 + last),
         log_bytes: 2000,

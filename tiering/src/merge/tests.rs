@@ -62,7 +62,10 @@ async fn archive(inner: &Arc<InMemory>, index: &[Option<SplitOptions>]) -> Manif
         }
         let batches = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));
         let options = StageOptions { split: *split, ..stage_options(usize::MAX) };
-        archiver.archive_segment(ArchiveJob { batches, options }, &mut head, &|_| {}).await.unwrap();
+        archiver
+            .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options }, &mut head, &|_| {})
+            .await
+            .unwrap();
     }
     assert_eq!(head.manifest().files.len(), index.len());
     head
@@ -166,7 +169,10 @@ async fn files_of_raw_batches_alone_are_merged() {
     for base in [0, 10, 20, 30] {
         let batches = Box::new(move || Ok(Box::new([Ok(undecodable(base, 10))].into_iter()) as Batches));
         let options = StageOptions { split: Some(TEXT), ..stage_options(usize::MAX) };
-        archiver.archive_segment(ArchiveJob { batches, options }, &mut head, &|_| {}).await.unwrap();
+        archiver
+            .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options }, &mut head, &|_| {})
+            .await
+            .unwrap();
     }
     let expected = contents(&store, &head).await;
     let after = merge_all(&store, 1).await.unwrap();

@@ -80,8 +80,12 @@ pub(crate) struct FileBuilder {
     digest: ContentDigest,
     raw: BytesMut,
     raw_batches: Vec<RawBatch>,
+    /// Offsets of batches that were left out.
+    dropped: u64,
     range: Option<(Offset, Offset)>,
     times: Option<(Timestamp, Timestamp)>,
+    /// Of what was left out; they count where there is nothing else.
+    dropped_times: Option<(Timestamp, Timestamp)>,
     log_bytes: u64,
 }
 
@@ -93,8 +97,10 @@ impl FileBuilder {
             digest: ContentDigest::new(),
             raw: BytesMut::new(),
             raw_batches: Vec::new(),
+            dropped: 0,
             range: None,
             times: None,
+            dropped_times: None,
             log_bytes: 0,
         })
     }
@@ -126,6 +132,19 @@ impl FileBuilder {
         self.see_time(header.max_timestamp);
     }
 
+    /// Leaves a batch out: its offsets are the file's, and nobody gets what it holds.
+    pub fn drop_batch(&mut self, header: &BatchHeader, log_bytes: u64) {
+        self.dropped += header.base_offset.distance_to(header.next_offset());
+        self.dropped_times.get_or_insert((header.max_timestamp, header.max_timestamp));
+        self.cover_batch(header, log_bytes);
+    }
+
+    /// Keeps the last batch that was left out after all. Nothing was added since.
+    pub fn keep_dropped(&mut self, header: &BatchHeader, batch: &[u8], reason: String) {
+        self.dropped -= header.base_offset.distance_to(header.next_offset()).min(self.dropped);
+        self.keep_raw(header, batch, reason);
+    }
+
     fn see_time(&mut self, time: Timestamp) {
         let (min, max) = self.times.unwrap_or((time, time));
         self.times = Some((min.min(time), max.max(time)));
@@ -143,6 +162,7 @@ impl FileBuilder {
         let moved = file.raw.iter().flat_map(|raw| &raw.batches);
         self.raw_batches.extend(moved.map(|batch| RawBatch { position: start + batch.position, ..batch.clone() }));
         self.raw.extend_from_slice(raw);
+        self.dropped += file.dropped;
         self.see_time(file.min_timestamp);
         self.see_time(file.max_timestamp);
         self.cover(file.base_offset, file.last_offset, file.log_bytes);
@@ -175,7 +195,8 @@ impl FileBuilder {
 
     /// Names and closes the objects; `None` where no batch was fed.
     pub fn finish(self, path: &PartitionPath) -> Result<Option<StagedArchive>, StageError> {
-        let (Some((base, last)), Some((min_timestamp, max_timestamp))) = (self.range, self.times) else {
+        let times = self.times.or(self.dropped_times);
+        let (Some((base, last)), Some((min_timestamp, max_timestamp))) = (self.range, times) else {
             return Ok(None);
         };
         let attempt = AttemptId::fresh();
@@ -198,6 +219,7 @@ impl FileBuilder {
             base_offset: base,
             last_offset: last,
             rows,
+            dropped: self.dropped,
             min_timestamp,
             max_timestamp,
             log_bytes: self.log_bytes,

@@ -1,22 +1,33 @@
 //! The first station: sealed batches become the objects of a data file, in memory, in one decode.
 //!
+//! # Transactions
+//! Only what every transaction of has ended is archived, so that it is known what was aborted. Batches of aborted
+//! transactions are left out, and so are markers: what the archive serves has no producers that a marker could speak of.
+//! One marker is kept byte for byte: the one that a file ends with. A reader comes to the end of a range by reading its
+//! last batch; a range that ended in a hole would have no such batch, and the reader would never be told that it is
+//! there. (A file that ends in what was aborted is followed by the marker that says so.)
+//!
 //! # Undecodable batches
 //! The broker does not open compressed batches when it takes them. One that turns out not to decode (damaged
-//! compression, record offsets not 0, 1, 2..., a header key that is not UTF-8, a control batch, a timestamp that does
-//! not fit into microseconds) goes byte for byte into the raw object, so that its producer's consumers get exactly
+//! compression, record offsets not 0, 1, 2..., a header key that is not UTF-8, a timestamp that does not fit into
+//! microseconds) goes byte for byte into the raw object, so that its producer's consumers get exactly
 //! what was sent. The decoder checks a batch as a whole before it gives out its first record; only the timestamp is
 //! found on the way. If that happens in the middle of a batch, records of it are in the file already, so the file is
 //! started over, with every batch checked before it is fed. That costs a second decode, once per segment at most.
 
 use bytes::Bytes;
-use thermocline_ingest::log::LogError;
+use thermocline_ingest::log::{AbortedTransaction, LogError};
 use thermocline_ingest::model::Offset;
+use thermocline_ingest::read::is_committed;
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
 
 use super::builder::{FileBuilder, Indexing, StagedArchive};
 use crate::parquet::{ParquetError, ParquetOptions, to_micros};
 use crate::paths::PartitionPath;
 use crate::split::{SplitError, SplitOptions, SplitWriter};
+
+/// Why a marker is kept.
+const MARKER: &str = "transaction marker at the end of a file";
 
 /// The batches of a segment in offset order, byte for byte.
 pub type Batches = Box<dyn Iterator<Item = Result<Bytes, LogError>> + Send>;
@@ -63,6 +74,7 @@ impl StageOptions {
 pub struct Stager {
     options: StageOptions,
     source: BatchSource,
+    aborted: Vec<AbortedTransaction>,
     batches: Option<Batches>,
     decoder: BatchDecoder,
     /// the next offset to stage
@@ -93,10 +105,10 @@ impl From<BatchError> for FeedError {
 }
 
 impl Stager {
-    /// Stages what `source` has from the batch that holds `from` on.
-    pub fn new(source: BatchSource, from: Offset, options: StageOptions) -> Self {
+    /// Stages what `source` has from the batch that holds `from` on, less what was `aborted`.
+    pub fn new(source: BatchSource, aborted: Vec<AbortedTransaction>, from: Offset, options: StageOptions) -> Self {
         let decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
-        Self { options, source, batches: None, decoder, position: from, check_first: false }
+        Self { options, source, aborted, batches: None, decoder, position: from, check_first: false }
     }
 
     /// The next data file; `None` when the segment is done.
@@ -107,6 +119,8 @@ impl Stager {
         };
         let mut file = self.options.new_file()?;
         let mut position = self.position;
+        // A marker that the file would end with.
+        let mut marker = None;
         // One batch at least, for an empty file would say that the segment is done.
         while file.is_empty() || file.size_bytes() < self.options.file_bytes_max {
             let Some(batch) = batches.next().transpose()? else { break };
@@ -119,6 +133,13 @@ impl Stager {
             if header.base_offset > position || (!file.is_empty() && header.base_offset != position) {
                 return Err(StageError::Hole { expected: position, found: header.base_offset });
             }
+            if !is_committed(&header, &self.aborted) {
+                file.drop_batch(&header, batch.len() as u64);
+                marker = header.is_control().then_some((header, batch));
+                position = header.next_offset();
+                continue;
+            }
+            marker = None;
             match self.feed(&mut file, &header, &batch)? {
                 Fed::Whole => position = header.next_offset(),
                 Fed::StartOver => {
@@ -129,6 +150,9 @@ impl Stager {
                 }
             }
         }
+        if let Some((header, batch)) = marker {
+            file.keep_dropped(&header, &batch, MARKER.to_owned());
+        }
         self.position = position;
         self.batches = Some(batches);
         file.finish(&self.options.path)
@@ -136,12 +160,7 @@ impl Stager {
 
     /// Adds one batch to the file: its records, or the batch as it is.
     fn feed(&mut self, file: &mut FileBuilder, header: &BatchHeader, batch: &Bytes) -> Result<Fed, StageError> {
-        let fed = if header.is_control() {
-            Err(FeedError::KeepRaw("control batch".to_owned()))
-        } else {
-            self.feed_records(file, batch)
-        };
-        match fed {
+        match self.feed_records(file, batch) {
             Ok(()) => {}
             Err(FeedError::KeepRaw(reason)) => file.keep_raw(header, batch, reason),
             Err(FeedError::StartOver) => return Ok(Fed::StartOver),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 use thermocline_ingest::model::{Offset, Timestamp};
-use thermocline_ingest::record::BatchHeader;
+use thermocline_ingest::record::{BatchHeader, TransactionOutcome, encode_marker, into_transactional};
 
 use super::*;
 use crate::manifest::ObjectRef;
@@ -22,11 +22,11 @@ fn source(batches: &[Bytes]) -> BatchSource {
 }
 
 fn job(batches: &[Bytes]) -> ArchiveJob {
-    ArchiveJob { batches: source(batches), options: stage_options(FILE_BYTES) }
+    ArchiveJob { batches: source(batches), aborted: Vec::new(), options: stage_options(FILE_BYTES) }
 }
 
 fn stage_all(batches: &[Bytes], from: i64, file_bytes_max: usize) -> Result<Vec<StagedArchive>, StageError> {
-    let mut stager = Stager::new(source(batches), Offset(from), stage_options(file_bytes_max));
+    let mut stager = Stager::new(source(batches), Vec::new(), Offset(from), stage_options(file_bytes_max));
     std::iter::from_fn(|| stager.next_file().transpose()).collect()
 }
 
@@ -74,6 +74,49 @@ fn segment() -> Vec<Bytes> {
     // One that does not decode, so that there is a raw object.
     segment.push(undecodable(300, 10));
     segment
+}
+
+/// At its offset, as the broker puts it there.
+fn placed(base: i64, batch: Bytes) -> Bytes {
+    let mut batch = batch.to_vec();
+    batch[..8].copy_from_slice(&base.to_be_bytes());
+    batch.into()
+}
+
+fn marker(base: i64, producer: i64, outcome: TransactionOutcome) -> Bytes {
+    placed(base, encode_marker(producer, 0, outcome, Timestamp(9)))
+}
+
+#[test]
+fn what_is_not_committed_is_left_out_and_counted() {
+    let data = |base, count| batch(base, &some_records(count));
+    let segment = [
+        into_transactional(data(0, 5), 7, 0),
+        marker(5, 7, TransactionOutcome::Commit),
+        into_transactional(data(6, 3), 8, 0),
+        data(9, 3),
+        marker(12, 8, TransactionOutcome::Abort),
+    ];
+    let (first_offset, last_offset, last_stable_offset) = (Offset(6), Offset(12), Offset(13));
+    let aborted = vec![AbortedTransaction { first_offset, last_offset, producer_id: 8, last_stable_offset }];
+    let stage = |batches: &[Bytes]| {
+        let from = BatchHeader::read(&batches[0]).unwrap().base_offset;
+        let mut stager = Stager::new(source(batches), aborted.clone(), from, stage_options(FILE_BYTES));
+        let staged = stager.next_file().unwrap().unwrap();
+        assert!(stager.next_file().unwrap().is_none());
+        staged.file().clone()
+    };
+    let file = stage(&segment);
+    assert_eq!((file.base_offset, file.last_offset, file.rows, file.dropped), (Offset(0), Offset(12), 8, 4));
+    let raw = file.raw.as_ref().unwrap();
+    let kept: Vec<_> = raw.batches.iter().map(|batch| (batch.base_offset.0, batch.last_offset.0)).collect();
+    assert_eq!((kept, file.records()), (vec![(12, 12)], 9), "a reader comes to its end");
+
+    let file = stage(&segment[2..3]);
+    assert_eq!((file.base_offset, file.last_offset, file.rows, file.dropped), (Offset(6), Offset(8), 0, 3));
+    assert!(file.raw.is_none() && file.min_timestamp <= file.max_timestamp);
+    let file = stage(&segment[..4]);
+    assert_eq!((file.rows, file.dropped, file.raw.is_some()), (8, 4, false));
 }
 
 #[tokio::test]

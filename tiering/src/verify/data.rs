@@ -7,7 +7,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 use thermocline_ingest::model::Offset;
 
 use super::digest::column;
-use super::{ContentDigest, Fault, content, row_offsets};
+use super::{ContentDigest, Fault, RowOffsets, content, row_offsets};
 use crate::background;
 use crate::manifest::DataFile;
 use crate::parquet::{BASE_OFFSET_KEY, LAST_OFFSET_KEY, PARTITION_KEY, TOPIC_KEY};
@@ -58,8 +58,7 @@ fn check_footer(path: &PartitionPath, file: &DataFile, metadata: &ParquetMetaDat
 struct Rows<'a, I> {
     path: &'a PartitionPath,
     file: &'a DataFile,
-    /// those still expected
-    offsets: I,
+    offsets: RowOffsets<I>,
     digest: ContentDigest,
     count: u64,
 }
@@ -74,11 +73,7 @@ impl<I: Iterator<Item = Offset>> Rows<'_, I> {
         }
         let offsets: &Int64Array = column(batch, 1).map_err(malformed)?;
         for found in offsets.values() {
-            match self.offsets.next() {
-                Some(expected) if expected.0 == *found => {}
-                Some(expected) => return Err(content("offset", &expected, found)),
-                None => return Err(content("offset", &"no further one", found)),
-            }
+            self.offsets.expect(*found)?;
         }
         let (min, max) = (self.file.min_timestamp.as_micros(), self.file.max_timestamp.as_micros());
         let timestamps: &TimestampMicrosecondArray = column(batch, 2).map_err(malformed)?;
@@ -89,13 +84,11 @@ impl<I: Iterator<Item = Offset>> Rows<'_, I> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<(), Fault> {
+    fn finish(self) -> Result<(), Fault> {
         if self.count != self.file.rows {
             return Err(content("number of records", &self.file.rows, &self.count));
         }
-        if let Some(missing) = self.offsets.next() {
-            return Err(content("offset", &missing, &"no further one"));
-        }
+        self.offsets.finish()?;
         let found = self.digest.finish();
         if found != self.file.digest {
             return Err(content("digest", &self.file.digest, &found));

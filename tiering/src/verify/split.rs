@@ -12,7 +12,8 @@ use crate::split::SplitReader;
 /// The fast field that says which message a document is.
 const OFFSET_FIELD: &str = "offset";
 
-/// Whether document `n` is row `n` of the data file, for every row.
+/// Whether document `n` is row `n` of the data file, for every row; of files with dropped offsets as far as the manifest
+/// knows them.
 pub(super) fn check(file: &DataFile, bytes: Bytes) -> Result<(), Fault> {
     let split = SplitReader::open(Arc::new(OwnedBytes::new(Vec::from(bytes)))).map_err(|error| undecodable(&error))?;
     let documents = split.searcher.num_docs();
@@ -23,14 +24,13 @@ pub(super) fn check(file: &DataFile, bytes: Bytes) -> Result<(), Fault> {
     for segment in split.searcher.segment_readers() {
         let offsets = segment.fast_fields().i64(OFFSET_FIELD).map_err(|error| undecodable(&error))?;
         for document in 0..segment.max_doc() {
-            let (found, expected) = (offsets.first(document), expected.next());
-            if found.is_none() || found != expected.map(|offset| offset.0) {
-                let text = |offset: Option<i64>| offset.map_or_else(|| "none".to_owned(), |offset| offset.to_string());
-                return Err(content("offset", &text(expected.map(|offset| offset.0)), &text(found)));
+            match offsets.first(document) {
+                Some(found) => expected.expect(found)?,
+                None => return Err(content("offset", &"one for each document", &"none")),
             }
         }
     }
-    Ok(())
+    expected.finish()
 }
 
 fn undecodable(error: &dyn std::error::Error) -> Fault {

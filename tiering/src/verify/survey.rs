@@ -194,7 +194,7 @@ impl PartitionReport {
         self.version = manifest.version;
         self.files = manifest.files.len() as u64;
         for file in &manifest.files {
-            self.records += file.base_offset.distance_to(file.last_offset.next());
+            self.records += file.records();
             self.bytes += file_bytes(file);
             self.raw_batches.extend(file.raw.iter().flat_map(|raw| raw.batches.iter().cloned()));
         }

@@ -39,6 +39,7 @@ fn data_file(digest: &str, data: &Bytes, records: &[TestRecord]) -> DataFile {
         base_offset: Offset::ZERO,
         last_offset: Offset(records.len() as i64 - 1),
         rows: records.len() as u64,
+        dropped: 0,
         min_timestamp: times().min().unwrap(),
         max_timestamp: times().max().unwrap(),
         log_bytes: 0,
@@ -187,7 +188,7 @@ fn staged(decodable: usize) -> StagedArchive {
     segment.push(undecodable(decodable as i64, 10));
     let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
     let options = StageOptions { split: Some(SplitOptions::default()), ..stage_options(64 << 20) };
-    Stager::new(source, Offset::ZERO, options).next_file().unwrap().unwrap()
+    Stager::new(source, Vec::new(), Offset::ZERO, options).next_file().unwrap().unwrap()
 }
 
 /// Without any row there is still a file, and a split, to be read back.

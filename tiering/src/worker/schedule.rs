@@ -148,6 +148,10 @@ async fn janitor_loop(tiering: &Arc<Tiering>) {
             }
             change = changes.recv() => match change {
                 Ok(TopicChange::Created(topic)) => tiering.follow_topic(&topic),
+                Ok(TopicChange::Grown(topic)) => {
+                    tiering.follow_topic(&topic);
+                    tiering.describe_again(&topic).await;
+                }
                 Ok(TopicChange::Deleted(_)) | Err(RecvError::Lagged(_)) => {
                     remove_deleted_topics(tiering, &mut removing).await;
                 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use thermocline_ingest::topics::Topic;
 
 use super::partition::PartitionArchive;
 use super::{LOADS_IN_FLIGHT, SUPERSEDED_MAX, Tiering, TieringError, blocking};
@@ -130,5 +131,18 @@ impl Tiering {
         }
         archive.described_as(wanted);
         Ok(())
+    }
+    /// After a topic grew: what the store says of it follows, if it says anything yet. Where that fails, the next commit
+    /// of the topic makes good for it.
+    pub(super) async fn describe_again(&self, topic: &Topic) {
+        let mut archives = topic.partitions.iter().map(|partition| self.archive_of(partition));
+        let Some(archive) = archives.find(|archive| archive.manifest().version > 0) else { return };
+        if self.fenced().is_some() {
+            return;
+        }
+        if let Err(error) = self.describe_topic(&archive).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(topic = %topic.name, error, "the store does not know yet that the topic grew");
+        }
     }
 }

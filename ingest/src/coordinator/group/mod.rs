@@ -23,12 +23,13 @@
 //! Sources: Kafka's ClassicGroup and GroupMetadataManager, KIP-345 (static members), KIP-394 (member id required),
 //! KIP-559 (protocol echo), KIP-814 (skip assignment).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use thermocline_config::GroupsConfig;
 
+use super::consumer_protocol::{self, CONSUMER_PROTOCOL_TYPE};
 use super::records::{GroupMetadata, StoredMember};
 use crate::model::Timestamp;
 
@@ -263,10 +264,39 @@ impl Group {
         matches!(self.phase, Phase::Empty) && self.pending.is_empty()
     }
 
-    /// The group is about to be forgotten. Only a vacant group may be.
+    /// The group is about to be forgotten. Only one without members may be; a place that was promised is lost, and its
+    /// client asks for another.
     pub fn bury(&mut self) {
-        debug_assert!(self.is_vacant(), "a group that is in use must not be forgotten");
+        debug_assert!(matches!(self.phase, Phase::Empty), "a group that is in use must not be forgotten");
+        self.pending.clear();
         self.phase = Phase::Dead;
+    }
+
+    /// It could not be forgotten after all.
+    pub fn revive(&mut self) {
+        if matches!(self.phase, Phase::Dead) {
+            self.phase = Phase::Empty;
+        }
+    }
+
+    /// The topics that its members read, by their subscriptions. None where that cannot be said: the group is no
+    /// consumer group, or a subscription cannot be read.
+    pub fn subscribed_topics(&self) -> Option<BTreeSet<String>> {
+        if self.protocol_type.as_deref() != Some(CONSUMER_PROTOCOL_TYPE) {
+            return None;
+        }
+        if self.members.is_empty() {
+            return Some(BTreeSet::new());
+        }
+        let protocol = self.protocol.as_deref()?;
+        let topics =
+            self.members.values().map(|member| consumer_protocol::subscribed_topics(&member.metadata(protocol)));
+        topics.collect::<Option<Vec<_>>>().map(|topics| topics.into_iter().flatten().collect())
+    }
+
+    /// Whether its members are consumers, as far as is known.
+    pub fn is_consumer_group(&self) -> bool {
+        self.protocol_type.as_deref().is_none_or(|name| name == CONSUMER_PROTOCOL_TYPE)
     }
 
     /// What the events since the last call caused.
@@ -364,6 +394,22 @@ impl Group {
         if matches!(self.phase, Phase::Completing { .. }) {
             return Err(ResponseError::RebalanceInProgress);
         }
+        self.touch(now_ms, member_id);
+        Ok(())
+    }
+
+    /// Whether offsets may be committed now within a transaction. Before KIP-447 producers did not say who they are; they
+    /// are trusted. Those that do may commit while a rebalance goes on, as their generation fences them.
+    pub fn check_transactional_commit(&mut self, now_ms: i64, committer: Committer<'_>) -> Result<(), ResponseError> {
+        let Committer { member_id, instance_id, generation } = committer;
+        match self.phase {
+            Phase::Dead => return Err(ResponseError::CoordinatorNotAvailable),
+            Phase::Empty if generation < 0 => return Ok(()),
+            _ if generation < 0 && member_id.is_empty() && instance_id.is_none() => return Ok(()),
+            _ => {}
+        }
+        self.check_member(member_id, instance_id)?;
+        self.check_generation(generation)?;
         self.touch(now_ms, member_id);
         Ok(())
     }

@@ -6,26 +6,32 @@
 //! - **Size.** The first partition that has anything gives at least one whole batch; the others share what is left of
 //!   `max_bytes`, each within its own limit, in the order of the request. Fragments of batches are never sent.
 //! - **Position.** The batch that holds the offset is sent from its first byte; clients drop the records before it.
-//! - **Sessions.** None are kept: every answer is complete and names session 0; a request that continues a session is told
-//!   that there is none.
+//! - **Sessions.** See [`session`]: what a client fetches is remembered, and it is told what is new.
+//! - **Isolation.** Readers of committed data get nothing from the last stable offset on; below it they get everything, with
+//!   the list of transactions to leave out.
 //!
 //! A waiting Fetch sleeps on the high watermarks of its partitions; a wake reads one partition, from where it stopped.
 
 mod plan;
+mod session;
 
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::FetchRequest;
-use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::{FetchRequest, TopicName as WireName};
+use kafka_protocol::protocol::StrBytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tracing::warn;
+use uuid::Uuid;
 
 use self::plan::{SizeRule, WaitRule, check_position, run_end};
+use self::session::{AskedTopic, Begun, TopicKey, Wanted};
+pub(crate) use self::session::{FetchSessions, PARTITIONS_MAX as SESSION_PARTITIONS_MAX};
 use super::{RequestContext, check_leader_epoch, code, find_partition};
-use crate::log::Partition;
+use crate::log::{AbortedTransaction, Partition};
 use crate::model::{Offset, TopicId};
 use crate::protocol::fetch_response::{FetchReply, FetchedPartition, FetchedTopic};
 use crate::read::{BatchRun, ReadError, ReadRange};
@@ -36,12 +42,10 @@ const TOPIC_IDS_SINCE: i16 = 13;
 /// First version whose clients know KAFKA_STORAGE_ERROR.
 const STORAGE_ERROR_SINCE: i16 = 6;
 const READ_COMMITTED: i8 = 1;
-/// Epochs of a session that ask for everything: 0 would open a session, -1 wants none.
-const FULL_FETCH_EPOCHS: [i32; 2] = [0, -1];
 
 /// One partition of the request and what was read of it.
 struct Slot {
-    index: i32,
+    wanted: Wanted,
     partition: Option<Arc<Partition>>,
     error: Option<ResponseError>,
     /// Where the next read begins: the offset asked for, then the end of what was read.
@@ -76,19 +80,16 @@ struct Memory {
 
 /// Answers a Fetch.
 pub(crate) async fn fetch(shared: &Shared, context: &RequestContext, request: FetchRequest) -> FetchReply {
-    if request.session_id != 0 || !FULL_FETCH_EPOCHS.contains(&request.session_epoch) {
-        return FetchReply { error_code: ResponseError::FetchSessionIdNotFound.code(), ..FetchReply::default() };
-    }
+    let by_id = context.api_version >= TOPIC_IDS_SINCE;
+    let Begun { wanted, ending } = match shared.fetch_sessions.begin(&request, by_id, Instant::now()) {
+        Ok(begun) => begun,
+        Err(error) => return FetchReply { error_code: error.code(), ..FetchReply::default() },
+    };
     let services = shared.services.as_ref();
     let kafka = &services.kafka;
     let sizes = SizeRule::new(request.max_bytes, kafka.fetch_max_bytes.as_usize());
-    let waiting = WaitRule::new(&request, sizes.left(), kafka.fetch_max_wait.as_duration());
-    let by_id = context.api_version >= TOPIC_IDS_SINCE;
-    let topics: Vec<_> = request.topics.iter().map(|topic| find_topic(services, by_id, topic)).collect();
-    let mut slots = Vec::new();
-    for (topic, found) in request.topics.iter().zip(&topics) {
-        slots.extend(topic.partitions.iter().map(|asked| Slot::new(found, asked)));
-    }
+    let waiting = WaitRule::new(&request, wanted.len(), sizes.left(), kafka.fetch_max_wait.as_duration());
+    let slots = open_slots(services, wanted);
     let mut fetch = Fetch {
         services,
         version: context.api_version,
@@ -109,22 +110,67 @@ pub(crate) async fn fetch(shared: &Shared, context: &RequestContext, request: Fe
             _ = woken => {}
         }
     }
-    fetch.into_reply(request.topics)
+    let (rows, memory) = fetch.into_rows();
+    match shared.fetch_sessions.finish(ending, rows, Instant::now()) {
+        Ok((session_id, rows)) => FetchReply { error_code: 0, session_id, topics: by_topic(rows), memory },
+        Err(error) => FetchReply { error_code: error.code(), ..FetchReply::default() },
+    }
 }
 
-fn find_topic(services: &Services, by_id: bool, asked: &FetchTopic) -> Result<Arc<Topic>, ResponseError> {
-    if by_id {
-        return services.topics.by_id(TopicId(asked.topic_id)).ok_or(ResponseError::UnknownTopicId);
+fn open_slots(services: &Services, wanted: Vec<Wanted>) -> Vec<Slot> {
+    let mut slots = Vec::with_capacity(wanted.len());
+    // Partitions of a topic mostly follow each other.
+    for neighbours in wanted.chunk_by(|one, next| Arc::ptr_eq(&one.topic, &next.topic)) {
+        let Some(first) = neighbours.first() else { continue };
+        let found = find_topic(services, &first.topic);
+        slots.extend(neighbours.iter().map(|asked| Slot::new(&found, asked.clone())));
     }
-    services.topics.get(asked.topic.as_str()).ok_or(ResponseError::UnknownTopicOrPartition)
+    slots
+}
+
+fn find_topic(services: &Services, asked: &AskedTopic) -> Result<Arc<Topic>, ResponseError> {
+    let topics = &services.topics;
+    let id = match &asked.key {
+        TopicKey::Name(name) => return topics.get(name).ok_or(ResponseError::UnknownTopicOrPartition),
+        TopicKey::Id(id) => TopicId(*id),
+    };
+    if let Some(topic) = topics.by_id(id) {
+        asked.name.get_or_init(|| topic.name.clone());
+        return Ok(topic);
+    }
+    // In a session the name is known, and may be that of another topic by now.
+    let recreated = asked.name.get().is_some_and(|name| topics.get(name.as_str()).is_some());
+    Err(if recreated { ResponseError::InconsistentTopicId } else { ResponseError::UnknownTopicId })
+}
+
+/// Rows as the answer has them: neighbours of one topic below it.
+fn by_topic(rows: Vec<(Wanted, FetchedPartition)>) -> Vec<FetchedTopic> {
+    let mut topics: Vec<FetchedTopic> = Vec::new();
+    let mut last: Option<Arc<AskedTopic>> = None;
+    for (wanted, row) in rows {
+        match topics.last_mut() {
+            Some(topic) if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &wanted.topic)) => {
+                topic.partitions.push(row);
+            }
+            _ => {
+                let (name, id) = match &wanted.topic.key {
+                    TopicKey::Name(name) => (WireName(StrBytes::from_string(name.as_ref().to_owned())), Uuid::nil()),
+                    TopicKey::Id(id) => (WireName::default(), *id),
+                };
+                topics.push(FetchedTopic { name, id, partitions: vec![row] });
+            }
+        }
+        last = Some(wanted.topic);
+    }
+    topics
 }
 
 impl Slot {
-    fn new(topic: &Result<Arc<Topic>, ResponseError>, asked: &FetchPartition) -> Self {
+    fn new(topic: &Result<Arc<Topic>, ResponseError>, asked: Wanted) -> Self {
         let position = Offset(asked.fetch_offset);
         let found = topic.as_ref().map_err(|error| *error).and_then(|topic| {
-            let partition = find_partition(Some(topic), asked.partition)?;
-            check_leader_epoch(asked.current_leader_epoch)?;
+            let partition = find_partition(Some(topic), asked.index)?;
+            check_leader_epoch(asked.leader_epoch)?;
             Ok(partition)
         });
         let (partition, error) = match found {
@@ -135,11 +181,11 @@ impl Slot {
             Err(error) => (None, Some(error)),
         };
         Self {
-            index: asked.partition,
+            max_bytes: usize::try_from(asked.max_bytes).unwrap_or(0),
+            wanted: asked,
             partition,
             error,
             position,
-            max_bytes: usize::try_from(asked.partition_max_bytes).unwrap_or(0),
             seen: Offset::ZERO,
             records: BatchRun::default(),
         }
@@ -178,7 +224,7 @@ impl Fetch<'_> {
             Ok(run) => {
                 self.sizes.took(run.len_bytes());
                 self.memory.keep(room, run.len_bytes());
-                slot.records.chunks.extend(run.chunks);
+                slot.records.append(run);
             }
             Err(failure) => {
                 let error = read_error(partition, &failure, self.version);
@@ -228,31 +274,32 @@ impl Fetch<'_> {
         }
     }
 
-    fn into_reply(self, topics: Vec<FetchTopic>) -> FetchReply {
+    fn into_rows(self) -> (Vec<(Wanted, FetchedPartition)>, Vec<OwnedSemaphorePermit>) {
         self.services.metrics.fetched_bytes.inc_by(self.sizes.taken() as u64);
-        let mut slots = self.slots.into_iter();
-        let topics = topics.into_iter().map(|topic| FetchedTopic {
-            partitions: slots.by_ref().take(topic.partitions.len()).map(Slot::into_fetched).collect(),
-            id: topic.topic_id,
-            name: topic.topic,
-        });
-        FetchReply { error_code: 0, topics: topics.collect(), memory: self.memory.held }
+        let committed_only = self.committed_only;
+        let rows = self.slots.into_iter().map(|slot| slot.into_fetched(committed_only)).collect();
+        (rows, self.memory.held)
     }
 }
 
 impl Slot {
     /// Offsets are always real where the partition is; they are looked at after the records, so that they include them.
-    fn into_fetched(self) -> FetchedPartition {
+    fn into_fetched(self, committed_only: bool) -> (Wanted, FetchedPartition) {
+        // Clients read a partition with an error as having no records.
+        let records = if self.error.is_some() { BatchRun::default() } else { self.records };
+        let aborted_of = |one: &AbortedTransaction| (one.producer_id, one.first_offset.0);
         let offset = |of: fn(&Partition) -> Offset| self.partition.as_deref().map_or(-1, |partition| of(partition).0);
-        FetchedPartition {
-            index: self.index,
+        let row = FetchedPartition {
+            index: self.wanted.index,
             error_code: code(self.error),
             high_watermark: offset(Partition::high_watermark),
             last_stable_offset: offset(Partition::last_stable_offset),
             log_start_offset: offset(Partition::log_start_offset),
-            // Clients read a partition with an error as having no records.
-            records: if self.error.is_some() { BatchRun::default() } else { self.records },
-        }
+            // Others see everything, and would drop what they are told was aborted.
+            aborted: if committed_only { records.aborted.iter().map(aborted_of).collect() } else { Vec::new() },
+            records,
+        };
+        (self.wanted, row)
     }
 }
 

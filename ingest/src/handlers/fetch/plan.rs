@@ -59,8 +59,7 @@ pub(super) struct WaitRule {
 
 impl WaitRule {
     /// `max_bytes` is what the answer may hold at most: a client that wants more at least would wait in vain.
-    pub fn new(request: &FetchRequest, max_bytes: usize, broker_max: Duration) -> Self {
-        let partitions: usize = request.topics.iter().map(|topic| topic.partitions.len()).sum();
+    pub fn new(request: &FetchRequest, partitions: usize, max_bytes: usize, broker_max: Duration) -> Self {
         let asked = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
         Self {
             min_bytes: usize::try_from(request.min_bytes).unwrap_or(0).min(max_bytes),
@@ -93,8 +92,6 @@ pub(super) fn run_end(run: &BatchRun) -> Option<Offset> {
 
 #[cfg(test)]
 mod tests {
-    use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-
     use super::*;
 
     #[test]
@@ -117,15 +114,11 @@ mod tests {
         assert_eq!(sizes.limit(10), Some(ReadLimit { max_bytes: 0, at_least_one: true }));
     }
 
-    fn request(max_wait_ms: i32, min_bytes: i32, partitions: usize) -> FetchRequest {
-        let topic = FetchTopic::default().with_partitions(vec![FetchPartition::default(); partitions]);
-        FetchRequest::default().with_max_wait_ms(max_wait_ms).with_min_bytes(min_bytes).with_topics(vec![topic])
-    }
-
     #[test]
     fn waits_only_where_there_is_something_to_wait_for() {
         let rule = |max_wait, min_bytes, partitions| {
-            WaitRule::new(&request(max_wait, min_bytes, partitions), 1000, Duration::from_secs(30))
+            let request = FetchRequest::default().with_max_wait_ms(max_wait).with_min_bytes(min_bytes);
+            WaitRule::new(&request, partitions, 1000, Duration::from_secs(30))
         };
         assert_eq!(rule(500, 1, 1).wait(), Some(Duration::from_millis(500)));
         assert_eq!(rule(100_000, 1, 1).wait(), Some(Duration::from_secs(30)));

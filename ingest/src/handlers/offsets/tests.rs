@@ -52,7 +52,7 @@ fn commit_answers_in_every_version() {
 #[test]
 fn fetch_answers_in_every_version() {
     let asked = vec![(name("a"), vec![2, 7]), (name("z"), vec![0])];
-    let topics = || fetched(&stored(), Some(&asked));
+    let topics = || fetched(&stored(), &PendingOffsets::default(), Some(&asked));
     for version in 1..FETCH_GROUPS {
         let response = round_trip(&single_group_response(topics()), version);
         let [found, missing] = response.topics[0].partitions.as_slice() else { panic!("two were asked for") };
@@ -73,9 +73,26 @@ fn fetch_answers_in_every_version() {
 }
 
 #[test]
+fn what_is_pending_is_not_stable() {
+    let mut pending = PendingOffsets::default();
+    let at = TopicPartition::new(TopicName::new("a").unwrap(), PartitionId(2));
+    let offset = Offset(50);
+    let committed =
+        CommittedOffset { offset, leader_epoch: 0, metadata: String::new(), commit_timestamp: Timestamp(1) };
+    pending.insert(7, 0, at, committed);
+    let asked = vec![(name("a"), vec![0, 2])];
+    for asked in [Some(asked.as_slice()), None] {
+        let topics = fetched(&stored(), &pending, asked);
+        let response = round_trip(&single_group_response(topics), 7);
+        let codes: Vec<_> = response.topics[0].partitions.iter().map(|row| row.error_code).collect();
+        assert_eq!(codes, [0, ResponseError::UnstableOffsetCommit.code()]);
+    }
+}
+
+#[test]
 fn no_list_of_topics_means_all() {
-    let all = fetched(&stored(), None);
+    let all = fetched(&stored(), &PendingOffsets::default(), None);
     let shape: Vec<_> = all.iter().map(|(name, partitions)| (name.as_str(), partitions.len())).collect();
     assert_eq!(shape, [("a", 2), ("b", 1)]);
-    assert!(fetched(&stored(), Some(&[])).is_empty());
+    assert!(fetched(&stored(), &PendingOffsets::default(), Some(&[])).is_empty());
 }

@@ -7,7 +7,7 @@
 //!     throttle_time_ms i32 | error_code i16 (7+) | session_id i32 (7+) | topics [
 //!       name (to 12) or topic_id uuid (13+) | partitions [
 //!         index i32 | error_code i16 | high_watermark i64 | last_stable_offset i64 | log_start_offset i64 (5+)
-//!         | aborted_transactions [] | preferred_read_replica i32 (11+) | records length + bytes ] ]
+//!         | aborted_transactions [ producer_id i64 | first_offset i64 ] | preferred_read_replica i32 (11+) | records length + bytes ] ]
 //! ```
 //!
 //! Records are empty where there are none, never null: librdkafka takes a null for a broken response.
@@ -34,6 +34,8 @@ const PARTITION_LEN: usize = 64;
 pub struct FetchReply {
     /// Code for the whole request; told from version 7 on.
     pub error_code: i16,
+    /// 0 where the client has no session; told from version 7 on.
+    pub session_id: i32,
     pub topics: Vec<FetchedTopic>,
     /// Room in the memory of responses that the record bytes hold.
     pub memory: Vec<OwnedSemaphorePermit>,
@@ -53,6 +55,8 @@ pub struct FetchedPartition {
     pub high_watermark: i64,
     pub last_stable_offset: i64,
     pub log_start_offset: i64,
+    /// Producer id and first offset, by the latter: clients drop the producer's batches from there to its next marker.
+    pub aborted: Vec<(i64, i64)>,
     pub records: BatchRun,
 }
 
@@ -68,7 +72,7 @@ pub fn encode(correlation_id: i32, version: i16, reply: FetchReply) -> Result<Re
     out.open.put_i32(0);
     if version >= SESSIONS_SINCE {
         out.open.put_i16(reply.error_code);
-        out.open.put_i32(0);
+        out.open.put_i32(reply.session_id);
     }
     out.array_length(reply.topics.len());
     for topic in reply.topics {
@@ -114,8 +118,12 @@ impl Chunks {
         if self.version >= LOG_START_SINCE {
             self.open.put_i64(partition.log_start_offset);
         }
-        // No transactions, so none were aborted.
-        self.array_length(0);
+        self.array_length(partition.aborted.len());
+        for (producer_id, first_offset) in partition.aborted {
+            self.open.put_i64(producer_id);
+            self.open.put_i64(first_offset);
+            self.no_tags();
+        }
         if self.version >= READ_REPLICA_SINCE {
             self.open.put_i32(-1);
         }

@@ -7,6 +7,7 @@ use super::*;
 fn reply() -> FetchReply {
     let run = |chunks: &[&'static str]| BatchRun {
         chunks: chunks.iter().map(|text| Bytes::from_static(text.as_bytes())).collect(),
+        ..BatchRun::default()
     };
     let partition = |index, error_code, records| FetchedPartition {
         index,
@@ -14,6 +15,7 @@ fn reply() -> FetchReply {
         high_watermark: 100 + i64::from(index),
         last_stable_offset: 90 + i64::from(index),
         log_start_offset: 7,
+        aborted: vec![(9, 70), (8, 75)],
         records,
     };
     let topic = |name: &str, id, partitions| FetchedTopic {
@@ -23,6 +25,7 @@ fn reply() -> FetchReply {
     };
     FetchReply {
         error_code: 0,
+        session_id: 9,
         topics: vec![
             topic("orders", 5, vec![partition(0, 0, run(&["first", "", "second"])), partition(1, 3, run(&[]))]),
             topic("empty", 6, vec![]),
@@ -42,6 +45,7 @@ fn every_version_reads_back_to_its_last_byte() {
         assert_eq!(header.correlation_id, 77);
         let body = FetchResponse::decode(&mut frame, version).unwrap();
         assert!(frame.is_empty(), "version {version} has trailing bytes");
+        assert_eq!(body.session_id, if version >= 7 { 9 } else { 0 });
         assert_eq!(body.responses.len(), 3);
         let orders = &body.responses[0];
         if version >= 13 {
@@ -53,7 +57,9 @@ fn every_version_reads_back_to_its_last_byte() {
         assert_eq!((first.high_watermark, first.last_stable_offset), (100, 90));
         assert_eq!(first.log_start_offset, if version >= 5 { 7 } else { -1 });
         assert_eq!(first.records.as_deref(), Some(b"firstsecond".as_slice()));
-        assert_eq!(first.aborted_transactions.as_deref(), Some([].as_slice()));
+        let aborted = first.aborted_transactions.as_deref().unwrap().iter();
+        let aborted: Vec<_> = aborted.map(|one| (one.producer_id.0, one.first_offset)).collect();
+        assert_eq!(aborted, [(9, 70), (8, 75)]);
         assert_eq!(orders.partitions[1].error_code, 3);
         assert_eq!(orders.partitions[1].records.as_deref(), Some([].as_slice()));
         assert_eq!(body.responses[2].partitions[0].records.as_deref(), Some(b"third".as_slice()));

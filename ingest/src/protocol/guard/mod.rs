@@ -2,8 +2,11 @@
 //!
 //! The decoders of `kafka-protocol` pass an array length from the wire to `Vec::with_capacity`: forty bytes from anyone
 //! who can connect could ask for 150 GB and abort the process. So every length is held against what the frame really has,
-//! the array elements of one request are capped, and the walk must end on the last byte. What passes has as many elements
-//! as it claims, so that decoding it costs a bounded multiple of its size.
+//! and the array elements of one request are capped. What passes has as many elements as it claims, so that decoding it
+//! costs a bounded multiple of its size.
+//!
+//! What a frame holds behind its request is ignored, as in Kafka: librdkafka's Metadata 9 and later for all topics leaves
+//! three bytes of an array length that it reserved as four and wrote as one.
 //!
 //! Invariants:
 //! - The walk reads lengths exactly as the decoder does, and refuses what the two could read differently: varints of more
@@ -27,25 +30,25 @@ pub enum GuardError {
     NegativeLength(i64),
     #[error("a variable-length number has more than 32 bits")]
     VarintTooLong,
+    #[error("{0} where 1 says that a struct follows and -1 that none does")]
+    NullMarker(i8),
     #[error("more than {ELEMENTS_MAX} array elements in one request")]
     TooManyElements,
     #[error("tagged field {tag} claims {claimed} bytes and holds {held}")]
     TagSize { tag: u32, claimed: usize, held: usize },
     #[error("tagged field {tag} follows {previous}; tags must ascend")]
     TagOrder { tag: u32, previous: u32 },
-    #[error("{0} bytes follow the request")]
-    TrailingBytes(usize),
     #[error("api key {0} has no schema")]
     UnknownApi(i16),
 }
 
-/// Checks the body of a request. `Ok` means: it may be decoded, and the decoder will consume all of it.
-pub fn check_body(key: ApiKey, version: i16, body: &[u8]) -> Result<(), GuardError> {
+/// Checks the body of a request. `Ok` means: it may be decoded, and the decoder will consume so many bytes of it.
+pub fn check_body(key: ApiKey, version: i16, body: &[u8]) -> Result<usize, GuardError> {
     let schema = schema::body(key).ok_or(GuardError::UnknownApi(key as i16))?;
     let flexible = version >= schema.flexible_since;
     let mut walk = Walk { rest: body, version, flexible, elements_left: ELEMENTS_MAX };
     walk.fields(schema.fields)?;
-    if walk.rest.is_empty() { Ok(()) } else { Err(GuardError::TrailingBytes(walk.rest.len())) }
+    Ok(body.len() - walk.rest.len())
 }
 
 /// Whether requests of this version carry header v2 (with a tag section) and compact lengths.
@@ -105,6 +108,11 @@ impl Walk<'_> {
                 Ok(())
             }
             Kind::Struct(fields) => self.fields(fields),
+            Kind::StructOrNull(fields) => match i8::from_be_bytes(self.take()?) {
+                -1 => Ok(()),
+                1 => self.fields(fields),
+                marker => Err(GuardError::NullMarker(marker)),
+            },
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, Timestamp};
-use thermocline_ingest::read::{ReadError, ReadRange};
+use thermocline_ingest::read::{ReadError, ReadRange, is_committed};
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, split_batches};
 use thermocline_tiering::split::{SplitError, SplitJoin, SplitOptions, SplitReader, SplitWriter, local_file};
 use tracing::warn;
@@ -47,7 +47,7 @@ struct ScratchFile {
 /// What is to be indexed.
 pub(crate) struct Chunk {
     pub from: Offset,
-    /// Exclusive; at most the high watermark.
+    /// Exclusive; at most the last stable offset: what comes after it may still be aborted.
     pub until: Offset,
     /// Log bytes to read at once.
     pub step_bytes: usize,
@@ -103,10 +103,13 @@ pub(crate) fn build(
     while through < chunk.until {
         let (from, until) = (through, chunk.until);
         let run = partition.read(&ReadRange { from, until, max_bytes: chunk.step_bytes, at_least_one: true })?;
+        let aborted = run.aborted;
         for batch in run.chunks.into_iter().flat_map(split_batches) {
             let batch = batch?;
-            let end = BatchHeader::read(&batch)?.next_offset();
-            match building.add(&mut decoder, &batch) {
+            let header = BatchHeader::read(&batch)?;
+            let end = header.next_offset();
+            let added = if is_committed(&header, &aborted) { building.add(&mut decoder, &batch) } else { Ok(()) };
+            match added {
                 Ok(()) => {}
                 Err(BuildError::Batch(error)) => {
                     batches_skipped += 1;

@@ -168,7 +168,7 @@ impl LiveIndex {
     fn follow(&self, changes: &mut broadcast::Receiver<TopicChange>) {
         loop {
             match changes.try_recv() {
-                Ok(TopicChange::Created(topic)) => self.add(&topic),
+                Ok(TopicChange::Created(topic) | TopicChange::Grown(topic)) => self.add(&topic),
                 Ok(TopicChange::Deleted(topic)) => self.retain(|id| id != topic.id),
                 Err(broadcast::error::TryRecvError::Lagged(_)) => self.follow_all(),
                 Err(_) => return,
@@ -219,9 +219,9 @@ impl LiveIndex {
         let mut behind = Vec::new();
         let mut longest_ms = 0;
         for live in self.partitions.read().values() {
-            let high_watermark = live.partition.high_watermark();
+            let stable = live.partition.last_stable_offset();
             let coverage = live.snapshot();
-            let is_behind = coverage.indexed_through < high_watermark;
+            let is_behind = coverage.indexed_through < stable;
             if !is_behind && coverage.splits().is_empty() {
                 live.progress.lock().behind_since = None;
                 continue;
@@ -260,7 +260,7 @@ impl LiveIndex {
     async fn index_next_chunk(&self, live: &Arc<LivePartition>) -> bool {
         let partition = live.partition.clone();
         let Some(options) = SplitOptions::of_topic(&partition.config()) else { return false };
-        let until = partition.high_watermark();
+        let until = partition.last_stable_offset();
         // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
         let skip_to = self.horizon(&partition).max(partition.local_start_offset());
         let from = live.snapshot().indexed_through.max(skip_to);

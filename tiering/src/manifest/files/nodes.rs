@@ -100,6 +100,7 @@ mod tests {
                     base_offset: Offset(n * 10),
                     last_offset: Offset(n * 10 + 9),
                     rows: 10,
+                    dropped: 0,
                     min_timestamp: Timestamp(*min),
                     max_timestamp: Timestamp(min + span),
                     log_bytes: 1,

@@ -14,6 +14,7 @@ fn file(range: Range<i64>, indexed: SplitOptions) -> Arc<DataFile> {
         base_offset: Offset(range.start),
         last_offset: Offset(range.end - 1),
         rows: (range.end - range.start) as u64,
+        dropped: 0,
         min_timestamp: Timestamp(0),
         max_timestamp: Timestamp(0),
         log_bytes: 10,
