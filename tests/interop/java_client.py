@@ -88,7 +88,7 @@ def check_compatibility(java):
         "--describe-configs-supported",
         "--idempotent-producer-supported",
     ]
-    truth = {"--expect-record-too-large-exception": "false", "--describe-acls-supported": "false"}
+    truth = {"--expect-record-too-large-exception": "false"}
     flags = [word for name in supported for word in (name, truth.get(name, "true"))]
     java.tool("ClientCompatibilityTest", "--topic", f"{TOPIC}-compatibility", "--num-cluster-nodes", 1, *flags)
 

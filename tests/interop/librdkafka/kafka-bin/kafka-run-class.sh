@@ -1,3 +1,3 @@
 #!/bin/sh
-# As Kafka's script of this name: runs a class of Kafka's jars, which lie beside this folder.
-exec java -XX:TieredStopAtLevel=1 -cp "$CLASSPATH:$(dirname "$0")/../libs/*" "$@"
+# As Kafka's script of this name: runs a class of Kafka's jars.
+exec java -XX:TieredStopAtLevel=1 -cp "$CLASSPATH:$KAFKA_PATH/libs/*" "$@"
