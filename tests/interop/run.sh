@@ -8,8 +8,8 @@
 # packages into a folder under ${XDG_CACHE_HOME:-~/.cache}/thermocline. Everything listens on loopback, on ports the
 # system picks. The real files come from THERMOCLINE_DATA (default: shared/data beside the clone).
 #
-# Not run from here, as they need toolchains: gaps.py (kafkajs by npm, franz-go by go), java_client.py (javac, mvn) and
-# librdkafka/suite.py (a C++ compiler). Each takes --broker BROKER.
+# Not run from here, as they need toolchains: gaps.py (kafkajs by npm, franz-go by go), java_client.py and admin.py
+# (javac, mvn) and librdkafka/suite.py (a C++ compiler). Each takes --broker BROKER.
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
