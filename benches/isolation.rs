@@ -2,7 +2,7 @@
 //! partitions, with and without an archive job in the same process. Latencies count from when the append was due, so a
 //! stall counts for every append that it held up. Rounds with and without archiving take turns, so that a machine that
 //! changes its mind does so for both; how far the idle rounds are apart says what the ratio is worth. `TMPDIR=/dev/shm`
-//! leaves the disk out.
+//! leaves the disk out; `THERMOCLINE_BENCH_STORE` names a folder for the cold tier that need not be on the log's disk.
 
 mod support;
 

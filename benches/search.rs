@@ -1,6 +1,9 @@
 //! Search over an archived topic: warm beside one plain Tantivy index of the same messages and beside a scan of them,
 //! and what each kind of query costs on splits of which nothing is in memory.
 //!
+//! Either side answers with the messages of the page. Tantivy has them in its own store, compressed, beside the index
+//! and all of it in memory; what it needs without them is shown as well.
+//!
 //! Messages are made as they are needed, so that `THERMOCLINE_BENCH_MB=1800`, some 10 million, needs the memory of the
 //! plain index and no more.
 
@@ -15,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use support::{BenchResult, Lines, Rig, batches, fill, timestamp};
-use tantivy::collector::{Count, TopDocs};
+use tantivy::collector::{Collector, Count, TopDocs};
 use tantivy::merge_policy::NoMergePolicy;
 use tantivy::query::{BooleanQuery, EmptyQuery, FuzzyTermQuery, Occur, Query, QueryParser, RangeQuery};
 use tantivy::schema::{FAST, Field, INDEXED, IndexRecordOption, SchemaBuilder, TextFieldIndexing, TextOptions};
-use tantivy::{Index, Order, Searcher, TantivyDocument, Term};
+use tantivy::{DocAddress, Index, Order, Searcher, TantivyDocument, Term};
 use thermocline_ingest::clock::SystemClock;
 use thermocline_ingest::model::{Timestamp, TopicName};
 use thermocline_query::search::{Search, SearchRequest};
@@ -78,7 +81,7 @@ const JSON_KINDS: [Kind; 3] = [
     Kind { name: "JSON AND", query: "json.level:ERROR AND json.service:checkout", plain: Plain::None, scan: None },
 ];
 
-/// The messages in one index of Tantivy's, without bodies, and in a file of lines.
+/// The messages in one index of Tantivy's, and in a file of lines.
 struct PlainIndex {
     searcher: Searcher,
     value: Field,
@@ -119,7 +122,7 @@ async fn warm(rig: &Rig, topic: &TopicName, json_topic: &TopicName) -> BenchResu
     let plain = PlainIndex::build(support::corpus_bytes(), rig.dir.path().join("lines"))?;
     let search = open_search(rig, "warm", rig.tiering.clone(), rig.reader.clone())?;
     println!("\nwarm, newest {LIMIT} with their messages, and count alone, beside plain Tantivy; milliseconds");
-    let titles = ["hits", "p50", "p99", "plain p50", "p99", "ratio", "count", "plain", "scan"];
+    let titles = ["hits", "p50", "p99", "plain p50", "p99", "ratio", "no texts", "count", "plain", "scan"];
     println!("{:<22} {}", "", titles.map(|title| format!("{title:>9}")).join(" "));
     for kind in &KINDS {
         let mut asked = request(topic, kind, plain.messages);
@@ -128,21 +131,22 @@ async fn warm(rig: &Rig, topic: &TopicName, json_topic: &TopicName) -> BenchResu
         asked.limit = 0;
         let count = latencies(async || search.search(asked.clone()).await.map(drop).map_err(Into::into)).await?;
         let query = plain.query(&kind.plain)?;
-        let newest = || TopDocs::with_limit(LIMIT).order_by_fast_field::<i64>("timestamp", Order::Desc);
-        let plain_page =
+        let plain_page = latencies(async || plain.page(&query)).await?;
+        let without_texts =
             latencies(async || plain.searcher.search(&query, &(Count, newest())).map(drop).map_err(Into::into)).await?;
         let plain_count =
             latencies(async || plain.searcher.search(&query, &Count).map(|_| ()).map_err(Into::into)).await?;
         let scan = kind.scan.map(|text| plain.scan(text)).transpose()?;
         let scan = scan.map_or("-".to_owned(), |took| format!("{:.0}", milliseconds(took)));
         println!(
-            "{:<22} {hits:>9} {:>9.3} {:>9.3} {:>9.3} {:>9.3} {:>9.2} {:>9.3} {:>9.3} {scan:>9}",
+            "{:<22} {hits:>9} {:>9.3} {:>9.3} {:>9.3} {:>9.3} {:>9.2} {:>9.3} {:>9.3} {:>9.3} {scan:>9}",
             kind.name,
             milliseconds(page.0),
             milliseconds(page.1),
             milliseconds(plain_page.0),
             milliseconds(plain_page.1),
             page.0.as_secs_f64() / plain_page.0.as_secs_f64(),
+            milliseconds(without_texts.0),
             milliseconds(count.0),
             milliseconds(plain_count.0),
         );
@@ -200,6 +204,10 @@ fn milliseconds(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
+fn newest() -> impl Collector<Fruit = Vec<(Option<i64>, DocAddress)>> {
+    TopDocs::with_limit(LIMIT).order_by_fast_field::<i64>("timestamp", Order::Desc)
+}
+
 /// Median and 99th percentile of many runs.
 async fn latencies(run: impl AsyncFn() -> BenchResult) -> BenchResult<(Duration, Duration)> {
     run().await?;
@@ -219,7 +227,7 @@ impl PlainIndex {
         let mut schema = SchemaBuilder::new();
         let indexing = TextFieldIndexing::default().set_tokenizer("default");
         let indexing = indexing.set_index_option(IndexRecordOption::WithFreqsAndPositions);
-        let value = schema.add_text_field("value", TextOptions::default().set_indexing_options(indexing));
+        let value = schema.add_text_field("value", TextOptions::default().set_indexing_options(indexing).set_stored());
         let time = schema.add_i64_field("timestamp", FAST | INDEXED);
         let index = Index::create_in_ram(schema.build());
         let mut writer = index.writer_with_num_threads(1, TANTIVY_MEMORY_BYTES)?;
@@ -243,6 +251,15 @@ impl PlainIndex {
         }
         writer.wait_merging_threads()?;
         Ok(Self { searcher: index.reader()?.searcher(), value, time, messages, lines })
+    }
+
+    /// The newest hits with their messages, and how many there are.
+    fn page(&self, query: &dyn Query) -> BenchResult {
+        let (_, hits) = self.searcher.search(query, &(Count, newest()))?;
+        for (_, address) in hits {
+            std::hint::black_box(self.searcher.doc::<TantivyDocument>(address)?);
+        }
+        Ok(())
     }
 
     fn query(&self, plain: &Plain) -> BenchResult<Box<dyn Query>> {

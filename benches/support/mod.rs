@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -159,6 +160,12 @@ pub fn batches<V: AsRef<[u8]>>(values: impl Iterator<Item = V>) -> impl Iterator
     })
 }
 
+/// Where the cold tier is: beside the log, or in a folder that `THERMOCLINE_BENCH_STORE` names, which may be on another
+/// disk. The folder must be empty.
+fn store_folder(dir: &tempfile::TempDir) -> PathBuf {
+    std::env::var_os("THERMOCLINE_BENCH_STORE").map_or(dir.path().to_owned(), PathBuf::from)
+}
+
 impl Rig {
     pub async fn open() -> BenchResult<Self> {
         let dir = tempfile::tempdir()?;
@@ -173,7 +180,7 @@ impl Rig {
         let tiering = Tiering::open(TieringOptions {
             config: config.tiering.clone(),
             cache: config.cache.clone(),
-            store: ColdStore::open(&config.store, dir.path())?,
+            store: ColdStore::open(&config.store, &store_folder(&dir))?,
             topics: topics.clone(),
             clock,
             metrics: tiering_metrics.clone(),
@@ -208,7 +215,7 @@ impl Rig {
         let tiering = Tiering::open(TieringOptions {
             config: self.config.tiering.clone(),
             cache: cache.clone(),
-            store: ColdStore::open(&self.config.store, self.dir.path())?,
+            store: ColdStore::open(&self.config.store, &store_folder(&self.dir))?,
             topics: self.topics.clone(),
             clock: Arc::new(SystemClock),
             metrics: Arc::new(TieringMetrics::new(&Registry::new())?),

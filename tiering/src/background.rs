@@ -156,6 +156,12 @@ pub fn pause() {
     PACE.set(Some(pace));
 }
 
+/// Whether the calling thread is a background thread that has producers beside it. They queue for the disk behind what
+/// such a thread gave it last, so it should be little.
+pub fn is_beside_producers() -> bool {
+    PACE.with_borrow(|pace| pace.as_ref().is_some_and(|pace| pace.throttle.is_beside_producers()))
+}
+
 /// Runs what waits for another thread and does no work itself.
 pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     let Some(Pace { throttle, working, cores }) = PACE.take() else { return wait() };

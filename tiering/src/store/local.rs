@@ -3,7 +3,7 @@
 //! `object_store`'s own file system client reports success while bytes are still in the page cache; here the archive
 //! may hold the only copy. So writes are done here, in the order that leaves either nothing or the whole object:
 //!
-//! 1. write `<name>#<random number>` beside the target (listings skip such names), syncing every [`SYNC_BYTES`],
+//! 1. write `<name>#<random number>` beside the target (listings skip such names), syncing piece by piece,
 //! 2. fsync it,
 //! 3. rename it to the target, or hard-link it where the target must not exist,
 //! 4. fsync every folder from the target's up to the root.
@@ -19,7 +19,9 @@
 //! tens of megabytes at once, and producers wait until they are written; synced in pieces, it hands it one piece, and
 //! the log's sync comes next. What is written is dropped from the page cache piece by piece, for consumers of the hot
 //! log need the room and nobody has asked for this object yet. Writes run on background threads and rest between
-//! pieces as the throttle says.
+//! pieces as the throttle says. Beside a log synced every 2 ms, 20 MB/s in synced pieces of 2 MiB, 512, 256 and 128 KiB
+//! took the p99 of its syncs from 2.1 ms to 6.9, 2.5, 1.9 and 1.9 (medians of ten; ext4 on a virtual disk that writes
+//! some 300 MB/s): it is the size of a piece that counts, not the number of syncs.
 //!
 //! What the archive itself reads (verification above all) goes through `page_cache::QuietReader`: it comes from the
 //! disk, which is what verification is about, and leaves no trace in memory. Reads of consumers use the page cache.
@@ -51,8 +53,10 @@ use super::work::InBackground;
 use crate::background::{self, BackgroundError};
 
 const STORE: &str = "DurableFileSystem";
-/// Bytes written between two syncs: what the disk is busy with when a sync of the log arrives.
+/// Bytes written between two syncs.
 const SYNC_BYTES: usize = 2 << 20;
+/// The same beside producers: what the disk is busy with when a sync of the log arrives.
+const SYNC_BYTES_BESIDE_PRODUCERS: usize = 128 << 10;
 /// Bytes read between two rests.
 const READ_BYTES: usize = 4 << 20;
 /// Between the name of an object and the number that makes its staging file's.
@@ -263,7 +267,9 @@ fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
 fn write_and_sync(path: &Path, payload: &PutPayload, rests: &mut Rests) -> io::Result<()> {
     let mut file = File::create_new(path)?;
     let mut written = 0;
-    for piece in payload.iter().flat_map(|bytes| bytes.chunks(SYNC_BYTES)) {
+    let beside_producers = background::is_beside_producers();
+    let piece_bytes = if beside_producers { SYNC_BYTES_BESIDE_PRODUCERS } else { SYNC_BYTES };
+    for piece in payload.iter().flat_map(|bytes| bytes.chunks(piece_bytes)) {
         file.write_all(piece)?;
         file.sync_data()?;
         written += piece.len() as u64;
