@@ -7,6 +7,7 @@
 //! | `append` | the writer behind the partition's lock: sequence check, offset, one write, roll |
 //! | `flusher` | group commit: one `fdatasync` per dirty file, then the high watermark |
 //! | `reading` | batches, offsets by time, out of local segments |
+//! | `file_range` | batches that are sent from the file as they are |
 //! | `sealed` | a sealed segment, as the archive reads it |
 //! | `segment`, `index`, `scan` | the files |
 //! | `recovery`, `replay` | from files to a partition, and to what it remembers |
@@ -61,6 +62,7 @@
 mod append;
 mod disk;
 mod error;
+mod file_range;
 mod flusher;
 mod hot_log;
 mod index;
@@ -81,6 +83,7 @@ mod transactions;
 pub use append::{Admission, Appended};
 pub use disk::{DiskSpace, FreeSpace, disk_space, free_space_of};
 pub use error::{AppendError, LogError, TransactionRefusal};
+pub use file_range::{FileRange, SENDFILE_BYTES_MIN};
 pub use hot_log::HotLog;
 pub use partition::Partition;
 pub use producer_state::Producer;
