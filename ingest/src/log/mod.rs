@@ -5,7 +5,7 @@
 //! | `hot_log` | the directory: lock, clean-shutdown marker, partitions coming and going, maintenance |
 //! | `partition` | what a partition is to others: offsets, high watermark, append, seal, trim |
 //! | `append` | the writer behind the partition's lock: sequence check, offset, one write, roll |
-//! | `flusher` | group commit: one `fdatasync` per dirty file, then the high watermark |
+//! | `flusher`, `crew` | group commit: one `fdatasync` per dirty file, side by side, then the high watermark |
 //! | `reading` | batches, offsets by time, out of local segments |
 //! | `file_range` | batches that are sent from the file as they are |
 //! | `sealed` | a sealed segment, as the archive reads it |
@@ -60,6 +60,7 @@
 //! | removing: after the rename | the leftover folder is removed when the log opens |
 
 mod append;
+mod crew;
 mod disk;
 mod error;
 mod file_range;
