@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use support::{BenchResult, Corpus, Rig, Table, fill, megabytes_per_second};
+use support::{BenchResult, Corpus, Rig, Table, fill, megabytes_per_second, milliseconds, quantile};
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType, TopicName};
@@ -69,15 +69,6 @@ async fn main() -> BenchResult {
     }
     table.print("ms");
     Ok(())
-}
-
-fn milliseconds(latency: Duration) -> f64 {
-    latency.as_secs_f64() * 1e3
-}
-
-fn quantile(sorted: &[Duration], per_mille: usize) -> Duration {
-    let rank = (sorted.len() * per_mille).div_ceil(1000).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
 /// Produces at the fixed rate until `work` is done; all latencies, and what came of the work.

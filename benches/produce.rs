@@ -6,17 +6,12 @@ mod support;
 use std::io::Write;
 use std::time::Instant;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
-use kafka_protocol::messages::{ApiKey, ProduceRequest, ProduceResponse, RequestHeader, ResponseHeader};
-use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
-use support::{BenchResult, Corpus, Table, megabytes_per_second, timed};
+use bytes::Bytes;
+use support::{BenchResult, Corpus, Table, megabytes_per_second, timed, wire};
 use thermocline::Broker;
 use thermocline_config::Config;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 
-const PRODUCE_VERSION: i16 = 9;
 /// Requests sent before the first answer is awaited (`max.in.flight.requests.per.connection`).
 const IN_FLIGHT: usize = 5;
 
@@ -66,58 +61,20 @@ fn write_and_sync(dir: &std::path::Path, batches: &[Bytes]) -> std::io::Result<(
 }
 
 async fn produce(addr: std::net::SocketAddr, batches: &[Bytes]) -> BenchResult {
-    let mut stream = TcpStream::connect(addr).await?;
-    stream.set_nodelay(true)?;
+    let mut stream = wire::connect(addr).await?;
+    let topic = wire::topic_name("bench");
     let (mut read, mut write) = stream.split();
     let mut waiting = 0;
     for batch in batches {
         if waiting == IN_FLIGHT {
-            expect_ack(&mut read).await?;
+            wire::expect_ack(&mut read).await?;
             waiting -= 1;
         }
-        write.write_all(&produce_frame(batch)?).await?;
+        write.write_all(&wire::produce_frame([(&topic, batch)])?).await?;
         waiting += 1;
     }
     for _ in 0..waiting {
-        expect_ack(&mut read).await?;
+        wire::expect_ack(&mut read).await?;
     }
     Ok(())
-}
-
-fn produce_frame(batch: &Bytes) -> BenchResult<Bytes> {
-    let partition = PartitionProduceData::default().with_index(0).with_records(Some(batch.clone()));
-    let topic = TopicProduceData::default()
-        .with_name(StrBytes::from_static_str("bench").into())
-        .with_partition_data(vec![partition]);
-    let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(30_000).with_topic_data(vec![topic]);
-    let header = RequestHeader::default()
-        .with_request_api_key(ApiKey::Produce as i16)
-        .with_request_api_version(PRODUCE_VERSION)
-        .with_client_id(Some(StrBytes::from_static_str("bench")));
-    let mut body = BytesMut::new();
-    header.encode(&mut body, 2)?;
-    request.encode(&mut body, PRODUCE_VERSION)?;
-    let mut frame = BytesMut::with_capacity(body.len() + 4);
-    frame.put_i32(i32::try_from(body.len())?);
-    frame.put(body);
-    Ok(frame.freeze())
-}
-
-async fn expect_ack(read: &mut tokio::net::tcp::ReadHalf<'_>) -> BenchResult {
-    let mut frame = vec![0; usize::try_from(read.read_i32().await?)?];
-    read.read_exact(&mut frame).await?;
-    let mut frame = Bytes::from(frame);
-    ResponseHeader::decode(&mut frame, 1)?;
-    let response = ProduceResponse::decode(&mut frame, PRODUCE_VERSION)?;
-    let code = response
-        .responses
-        .iter()
-        .flat_map(|topic| &topic.partition_responses)
-        .map(|partition| partition.error_code)
-        .find(|code| *code != 0);
-    match code {
-        Some(code) => Err(format!("produce failed with error code {code}").into()),
-        None if frame.has_remaining() => Err("trailing bytes in the answer".into()),
-        None => Ok(()),
-    }
 }

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
+pub mod wire;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -241,6 +243,16 @@ pub fn timed<T>(body: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let value = body();
     (value, start.elapsed())
+}
+
+pub fn milliseconds(latency: Duration) -> f64 {
+    latency.as_secs_f64() * 1e3
+}
+
+/// The value that so many of a thousand do not exceed.
+pub fn quantile(sorted: &[Duration], per_mille: usize) -> Duration {
+    let rank = (sorted.len() * per_mille).div_ceil(1000).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
 pub fn megabytes_per_second(bytes: usize, duration: Duration) -> f64 {

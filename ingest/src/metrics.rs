@@ -11,6 +11,7 @@ pub const PRODUCED_BYTES: &str = "thermocline_produced_bytes_total";
 pub const PRODUCED_RECORDS: &str = "thermocline_produced_records_total";
 pub const PRODUCE_SECONDS: &str = "thermocline_produce_seconds";
 pub const FETCHED_BYTES: &str = "thermocline_fetched_bytes_total";
+pub const FETCHED_UNCOPIED_BYTES: &str = "thermocline_fetched_uncopied_bytes_total";
 pub const CONNECTIONS: &str = "thermocline_connections";
 pub const REQUESTS_REFUSED: &str = "thermocline_requests_refused_total";
 pub const FLUSH_SECONDS: &str = "thermocline_flush_seconds";
@@ -38,6 +39,7 @@ pub struct IngestMetrics {
     /// The same latencies, for the throttle of work in the background.
     pub produce_latency: Arc<ProduceLatency>,
     pub fetched_bytes: IntCounter,
+    pub fetched_uncopied_bytes: IntCounter,
     pub connections: IntGauge,
     pub requests_refused: IntCounter,
     pub flush_seconds: Histogram,
@@ -65,6 +67,10 @@ impl IngestMetrics {
             produce_seconds: Histogram::with_opts(produce_seconds)?,
             produce_latency: Arc::default(),
             fetched_bytes: IntCounter::new(FETCHED_BYTES, "record batch bytes sent to consumers")?,
+            fetched_uncopied_bytes: IntCounter::new(
+                FETCHED_UNCOPIED_BYTES,
+                "those of the bytes sent to consumers that went from a log file to the socket uncopied",
+            )?,
             connections: IntGauge::new(CONNECTIONS, "open Kafka connections")?,
             requests_refused: IntCounter::new(REQUESTS_REFUSED, "requests that closed their connection")?,
             flush_seconds: Histogram::with_opts(HistogramOpts::new(FLUSH_SECONDS, "duration of one group commit"))?,
@@ -91,6 +97,7 @@ impl IngestMetrics {
             &metrics.produced_bytes,
             &metrics.produced_records,
             &metrics.fetched_bytes,
+            &metrics.fetched_uncopied_bytes,
             &metrics.requests_refused,
             &metrics.flushes,
             &metrics.log_failures,

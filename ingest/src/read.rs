@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::log::{AbortedTransaction, LogError, Partition};
+use crate::log::{AbortedTransaction, FileRange, LogError, Partition};
 use crate::model::{Offset, Timestamp, TopicPartition};
 use crate::record::BatchHeader;
 
@@ -32,6 +32,21 @@ pub struct BatchRun {
     /// Aborted transactions that the run lies in or touches, by their first offset. They go with the batches: the local
     /// copy may be gone by the time somebody asks.
     pub aborted: Vec<AbortedTransaction>,
+}
+
+/// Record batches in offset order, on their way to a consumer: a [`BatchRun`] of which parts may still be in their files.
+#[derive(Debug, Default)]
+pub struct SendRun {
+    pub chunks: Vec<Chunk>,
+    /// As those of a [`BatchRun`].
+    pub aborted: Vec<AbortedTransaction>,
+}
+
+/// Bytes to be sent.
+#[derive(Debug)]
+pub enum Chunk {
+    Bytes(Bytes),
+    File(FileRange),
 }
 
 /// A record's place in time, as ListOffsets reports it.
@@ -68,6 +83,15 @@ pub trait LogReader: Send + Sync + 'static {
     /// Batches of `range`. `OutOfRange` below the log start or beyond the log end; an empty run at the end.
     async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<BatchRun, ReadError>;
 
+    /// Like [`Self::read`], to be sent as it is: up to `files_max` of the chunks may be ranges of files, which stay open
+    /// for as long.
+    async fn read_to_send(
+        &self,
+        partition: &Arc<Partition>,
+        range: ReadRange,
+        files_max: usize,
+    ) -> Result<SendRun, ReadError>;
+
     /// The first record whose timestamp is at or after `timestamp`, below the high watermark.
     async fn offset_for_timestamp(
         &self,
@@ -93,6 +117,30 @@ impl BatchRun {
         self.chunks.iter().all(Bytes::is_empty)
     }
 
+    /// Whether a batch of the run holds messages for readers of committed data, provided it lies below the last stable
+    /// offset: it is neither a marker nor part of an aborted transaction.
+    pub fn is_committed(&self, batch: &BatchHeader) -> bool {
+        is_committed(batch, &self.aborted)
+    }
+}
+
+impl SendRun {
+    pub fn len_bytes(&self) -> usize {
+        self.chunks.iter().map(Chunk::len).sum()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.chunks.iter().all(Chunk::is_empty)
+    }
+    /// Bytes of it that are in memory.
+    pub fn memory_bytes(&self) -> usize {
+        let in_memory = |chunk: &Chunk| if let Chunk::Bytes(bytes) = chunk { bytes.len() } else { 0 };
+        self.chunks.iter().map(in_memory).sum()
+    }
+    /// Files that it holds open.
+    pub fn files(&self) -> usize {
+        self.chunks.iter().filter(|chunk| matches!(chunk, Chunk::File(_))).count()
+    }
+
     /// Adds what was read after it.
     pub fn append(&mut self, next: Self) {
         self.chunks.extend(next.chunks);
@@ -103,10 +151,22 @@ impl BatchRun {
         }
         self.aborted.sort_unstable();
     }
+}
 
-    /// Whether a batch of the run holds messages for readers of committed data, provided it lies below the last stable
-    /// offset: it is neither a marker nor part of an aborted transaction.
-    pub fn is_committed(&self, batch: &BatchHeader) -> bool {
-        is_committed(batch, &self.aborted)
+impl From<BatchRun> for SendRun {
+    fn from(run: BatchRun) -> Self {
+        Self { chunks: run.chunks.into_iter().map(Chunk::Bytes).collect(), aborted: run.aborted }
+    }
+}
+
+impl Chunk {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::File(range) => range.len(),
+        }
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

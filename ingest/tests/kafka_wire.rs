@@ -5,6 +5,8 @@
 mod admin;
 #[path = "kafka_wire/connection.rs"]
 mod connection;
+#[path = "kafka_wire/file_ranges.rs"]
+mod file_ranges;
 #[path = "kafka_wire/groups.rs"]
 mod groups;
 #[path = "kafka_wire/harness.rs"]

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
-use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, TimestampedOffset, is_committed};
+use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, SendRun, TimestampedOffset, is_committed};
 use thermocline_ingest::record::{
     BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record, split_batches,
 };
@@ -172,6 +172,36 @@ impl TieredReader {
         }
     }
 
+    /// Hot or cold; `hot` reads what is local.
+    async fn read_either<R: From<BatchRun> + Send + 'static>(
+        &self,
+        partition: &Arc<Partition>,
+        range: ReadRange,
+        hot: impl Fn(&Partition, &ReadRange) -> Result<R, ReadError> + Copy + Send + 'static,
+    ) -> Result<R, ReadError> {
+        if route(partition, range.from)? == Tier::Hot {
+            let (log, wanted) = (partition.clone(), range.clone());
+            match self.blocking(partition, move || hot(&log, &wanted)).await {
+                // Trimmed just now: what was hot is in the archive.
+                Err(ReadError::BelowLocalStart { .. }) => {}
+                answer => return answer,
+            }
+            route(partition, range.from)?;
+        }
+        let run = self.read_cold(partition, &range).await?;
+        let local_start = partition.local_start_offset();
+        if !run.is_empty() || local_start >= range.until {
+            return Ok(run.into());
+        }
+        // From here on the archive has nothing but what was dropped; what follows is in the log.
+        let (log, rest) = (partition.clone(), ReadRange { from: range.from.max(local_start), ..range });
+        match self.blocking(partition, move || hot(&log, &rest)).await {
+            // Trimmed just now. Nothing was found yet; the next read begins in the archive again.
+            Err(ReadError::BelowLocalStart { .. }) => Ok(run.into()),
+            answer => answer,
+        }
+    }
+
     async fn read_cold(&self, partition: &Arc<Partition>, range: &ReadRange) -> Result<BatchRun, ReadError> {
         let mut attempts = 0;
         loop {
@@ -300,27 +330,16 @@ impl Question {
 #[async_trait]
 impl LogReader for TieredReader {
     async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<BatchRun, ReadError> {
-        if route(partition, range.from)? == Tier::Hot {
-            let (log, wanted) = (partition.clone(), range.clone());
-            match self.blocking(partition, move || log.read(&wanted)).await {
-                // Trimmed just now: what was hot is in the archive.
-                Err(ReadError::BelowLocalStart { .. }) => {}
-                answer => return answer,
-            }
-            route(partition, range.from)?;
-        }
-        let run = self.read_cold(partition, &range).await?;
-        let local_start = partition.local_start_offset();
-        if !run.is_empty() || local_start >= range.until {
-            return Ok(run);
-        }
-        // From here on the archive has nothing but what was dropped; what follows is in the log.
-        let (log, rest) = (partition.clone(), ReadRange { from: range.from.max(local_start), ..range });
-        match self.blocking(partition, move || log.read(&rest)).await {
-            // Trimmed just now. Nothing was found yet; the next read begins in the archive again.
-            Err(ReadError::BelowLocalStart { .. }) => Ok(run),
-            answer => answer,
-        }
+        self.read_either(partition, range, Partition::read).await
+    }
+
+    async fn read_to_send(
+        &self,
+        partition: &Arc<Partition>,
+        range: ReadRange,
+        files_max: usize,
+    ) -> Result<SendRun, ReadError> {
+        self.read_either(partition, range, move |log, range| log.read_to_send(range, files_max)).await
     }
 
     async fn offset_for_timestamp(

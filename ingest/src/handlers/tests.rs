@@ -9,8 +9,8 @@ use super::*;
 use crate::protocol::versions::{self, APIS};
 
 fn round_trip<T: Encodable + Decodable + HeaderVersion + PartialEq + std::fmt::Debug>(version: i16, response: &T) {
-    let mut frame = encode::response(5, version, response).unwrap_or_else(|error| panic!("{error}: {response:?}"));
-    let mut frame = frame.copy_to_bytes(frame.remaining());
+    let frame = encode::response(5, version, response).unwrap_or_else(|error| panic!("{error}: {response:?}"));
+    let mut frame = frame.into_bytes();
     assert_eq!(frame.get_i32() as usize, frame.len());
     let header = ResponseHeader::decode(&mut frame, T::header_version(version)).unwrap();
     assert_eq!(header.correlation_id, 5);

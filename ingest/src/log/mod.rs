@@ -5,8 +5,9 @@
 //! | `hot_log` | the directory: lock, clean-shutdown marker, partitions coming and going, maintenance |
 //! | `partition` | what a partition is to others: offsets, high watermark, append, seal, trim |
 //! | `append` | the writer behind the partition's lock: sequence check, offset, one write, roll |
-//! | `flusher` | group commit: one `fdatasync` per dirty file, then the high watermark |
+//! | `flusher`, `crew` | group commit: one `fdatasync` per dirty file, side by side, then the high watermark |
 //! | `reading` | batches, offsets by time, out of local segments |
+//! | `file_range` | batches that are sent from the file as they are |
 //! | `sealed` | a sealed segment, as the archive reads it |
 //! | `segment`, `index`, `scan` | the files |
 //! | `recovery`, `replay` | from files to a partition, and to what it remembers |
@@ -59,8 +60,10 @@
 //! | removing: after the rename | the leftover folder is removed when the log opens |
 
 mod append;
+mod crew;
 mod disk;
 mod error;
+mod file_range;
 mod flusher;
 mod hot_log;
 mod index;
@@ -81,6 +84,7 @@ mod transactions;
 pub use append::{Admission, Appended};
 pub use disk::{DiskSpace, FreeSpace, disk_space, free_space_of};
 pub use error::{AppendError, LogError, TransactionRefusal};
+pub use file_range::{FileRange, SENDFILE_BYTES_MIN};
 pub use hot_log::HotLog;
 pub use partition::Partition;
 pub use producer_state::Producer;

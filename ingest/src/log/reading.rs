@@ -1,5 +1,5 @@
 //! Reading local segments: sparse index, a short walk over headers, then whole batches with one positioned read per
-//! chunk.
+//! chunk. What is only to be sent is not read where it is large: the index says where it ends, but for a short walk.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,12 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::{IoContext, LogError};
+use super::file_range::{FileRange, SENDFILE_BYTES_MIN};
 use super::partition::Partition;
 use super::scan::Placed;
 use super::segment::{LogFile, Segment};
 use super::transactions::AbortedTransaction;
 use crate::model::{Offset, Timestamp};
-use crate::read::{BatchRun, ReadError, ReadRange, TimestampedOffset};
+use crate::read::{self, BatchRun, ReadError, ReadRange, SendRun, TimestampedOffset};
 use crate::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
 
 /// Ends the walk over a batch: with the record that was looked for, or because the batch cannot be read.
@@ -31,13 +32,34 @@ impl Partition {
     /// Local batches. `BelowLocalStart` where the range starts below the local copy (also if it went just now).
     /// Blocking.
     pub fn read(&self, range: &ReadRange) -> Result<BatchRun, ReadError> {
+        let (chunks, aborted) = self.read_chunks(range, read_chunk)?;
+        Ok(BatchRun { chunks, aborted })
+    }
+
+    /// Like [`Self::read`], to be sent: up to `files_max` chunks that are large are ranges of log files. Blocking.
+    pub fn read_to_send(&self, range: &ReadRange, files_max: usize) -> Result<SendRun, ReadError> {
+        let mut files_left = files_max;
+        let (chunks, aborted) = self.read_chunks(range, |window| {
+            let chunk = chunk_to_send(window, files_left)?;
+            files_left -= usize::from(matches!(chunk.content, read::Chunk::File(_)));
+            Ok(chunk)
+        })?;
+        Ok(SendRun { chunks, aborted })
+    }
+
+    /// Chunks as `take` makes them of their places, and the aborted transactions they lie in.
+    fn read_chunks<C>(
+        &self,
+        range: &ReadRange,
+        take: impl FnMut(&Window<'_>) -> Result<Taken<C>, LogError>,
+    ) -> Result<(Vec<C>, Vec<AbortedTransaction>), ReadError> {
         let (log_start, log_end) = (self.log_start_offset(), self.log_end_offset());
         if range.from < log_start || range.from > log_end {
             let partition = self.topic_partition.clone();
             return Err(ReadError::OutOfRange { partition, offset: range.from, log_start, log_end });
         }
         self.check_local(range.from)?;
-        let read = self.read_local(range, range.until.min(log_end)).map_err(|source| {
+        let read = self.read_local(range, range.until.min(log_end), take).map_err(|source| {
             // A segment that cannot be opened any more has gone since; then the local start says so.
             match self.check_local(range.from) {
                 Err(gone) if source.is_not_found() => gone,
@@ -45,9 +67,9 @@ impl Partition {
                 _ => self.hot(source),
             }
         });
-        let (mut run, end) = read?;
-        run.aborted = self.aborted(range.from, end)?;
-        Ok(run)
+        let (chunks, end) = read?;
+        let aborted = self.aborted(range.from, end)?;
+        Ok((chunks, aborted))
     }
 
     /// Aborted transactions that lie in `from..until`, in part or wholly, as far as the local copy knows; by their first
@@ -141,51 +163,109 @@ impl Partition {
         segments.get(index).cloned()
     }
 
-    /// Batches, and the offset after them.
-    fn read_local(&self, range: &ReadRange, until: Offset) -> Result<(BatchRun, Offset), LogError> {
-        let mut run = BatchRun::default();
+    /// Chunks of batches, and the offset after them.
+    fn read_local<C>(
+        &self,
+        range: &ReadRange,
+        until: Offset,
+        mut take: impl FnMut(&Window<'_>) -> Result<Taken<C>, LogError>,
+    ) -> Result<(Vec<C>, Offset), LogError> {
+        let mut chunks = Vec::new();
         let mut left = range.max_bytes;
         let mut next = range.from;
         while next < until {
             let Some(segment) = self.segment_at(next) else { break };
             let log = segment.log()?;
             let Some(first) = segment.find(&log, next)? else { break };
-            let must_have_one = range.at_least_one && run.chunks.is_empty();
-            let Some(chunk) = read_chunk(&segment, &log, first, until, left, must_have_one)? else { break };
-            left = left.saturating_sub(chunk.bytes.len());
+            let must_have_one = range.at_least_one && chunks.is_empty();
+            let Some(window) = Window::new(&segment, &log, first, until, left, must_have_one) else { break };
+            let chunk = take(&window)?;
+            left = left.saturating_sub(chunk.len);
             next = chunk.next;
-            run.chunks.push(chunk.bytes);
+            chunks.push(chunk.content);
             if next < segment.end() {
                 break; // the size was reached within the segment
             }
         }
-        Ok((run, next))
+        Ok((chunks, next))
     }
 }
 
-/// Whole batches of one segment.
-struct Chunk {
-    bytes: Bytes,
+/// A place in a segment from which batches are wanted; it holds one at least.
+struct Window<'a> {
+    segment: &'a Segment,
+    log: &'a Arc<LogFile>,
+    first: Placed,
+    /// Batches that start here or beyond are not.
+    until: Offset,
+    /// Bytes that there are, and may be taken.
+    len: usize,
+}
+
+/// Whole batches of one segment, in memory or not.
+struct Taken<C> {
+    content: C,
+    /// Bytes
+    len: usize,
     /// The offset after them.
     next: Offset,
 }
 
-/// Batches from `first` on that start below `until` and fit `max_bytes`; None if not even the first does.
-fn read_chunk(
-    segment: &Segment,
-    log: &LogFile,
-    first: Placed,
-    until: Offset,
-    max_bytes: usize,
-    must_have_one: bool,
-) -> Result<Option<Chunk>, LogError> {
-    let first_size = first.header.size_bytes();
-    let budget = if must_have_one { max_bytes.max(first_size) } else { max_bytes };
-    let available = usize::try_from(segment.size_bytes().saturating_sub(first.position)).unwrap_or(usize::MAX);
-    if budget < first_size || available < first_size || first.header.base_offset >= until {
-        return Ok(None);
+impl<'a> Window<'a> {
+    /// Batches from `first` on that start below `until` and fit `max_bytes`; None if not even the first does.
+    fn new(
+        segment: &'a Segment,
+        log: &'a Arc<LogFile>,
+        first: Placed,
+        until: Offset,
+        max_bytes: usize,
+        must_have_one: bool,
+    ) -> Option<Self> {
+        let first_size = first.header.size_bytes();
+        let budget = if must_have_one { max_bytes.max(first_size) } else { max_bytes };
+        let available = usize::try_from(segment.size_bytes().saturating_sub(first.position)).unwrap_or(usize::MAX);
+        let is_empty = budget < first_size || available < first_size || first.header.base_offset >= until;
+        (!is_empty).then(|| Self { segment, log, first, until, len: budget.min(available) })
     }
-    let mut bytes = vec![0; budget.min(available)];
+
+    /// Where the batches end, and the offset after them. The index leads to the last batches; those are walked over.
+    fn measure(&self) -> Result<(usize, Offset), LogError> {
+        let limit = self.first.position + self.len as u64;
+        let indexed = self.segment.last_indexed(self.log, self.until, limit)?;
+        let start = indexed.filter(|placed| placed.position > self.first.position).unwrap_or(self.first);
+        let (mut end, mut next) = (start.position, start.header.base_offset);
+        self.segment.first_from(self.log, start.position, |header| {
+            let batch_end = end + header.size_bytes() as u64;
+            if header.base_offset >= self.until || batch_end > limit {
+                return true;
+            }
+            end = batch_end;
+            next = header.next_offset();
+            false
+        })?;
+        Ok((usize::try_from(end - self.first.position).unwrap_or(usize::MAX), next))
+    }
+}
+
+/// The one place that decides how batches are sent: from their file where there are many bytes of them, from memory
+/// where there are few.
+fn chunk_to_send(window: &Window<'_>, files_left: usize) -> Result<Taken<read::Chunk>, LogError> {
+    if files_left > 0 && window.len >= SENDFILE_BYTES_MIN {
+        let (len, next) = window.measure()?;
+        if len >= SENDFILE_BYTES_MIN {
+            let (log, path) = (window.log.clone(), window.segment.path());
+            let range = FileRange { log, path, position: window.first.position, len, next };
+            return Ok(Taken { content: read::Chunk::File(range), len, next });
+        }
+    }
+    let Taken { content, len, next } = read_chunk(window)?;
+    Ok(Taken { content: read::Chunk::Bytes(content), len, next })
+}
+
+/// The window's batches in memory.
+fn read_chunk(window: &Window<'_>) -> Result<Taken<Bytes>, LogError> {
+    let Window { segment, log, first, until, .. } = *window;
+    let mut bytes = vec![0; window.len];
     log.read_exact_at(&mut bytes, first.position).on("read", &segment.path())?;
     let mut end = 0;
     let mut next = first.header.base_offset;
@@ -202,7 +282,7 @@ fn read_chunk(
         next = header.next_offset();
     }
     bytes.truncate(end);
-    Ok(Some(Chunk { bytes: Bytes::from(bytes), next }))
+    Ok(Taken { content: Bytes::from(bytes), len: end, next })
 }
 
 /// The first record of the segment in `from..until` with a timestamp at or after `timestamp`.
@@ -272,4 +352,17 @@ fn largest_between(segment: &Segment, from: Offset, until: Offset) -> Result<Opt
         header.base_offset >= until
     })?;
     Ok(largest)
+}
+
+#[cfg(test)]
+impl Partition {
+    /// The bytes of a read, which must be those that a range of the file would hold.
+    pub(super) fn read_measured(&self, range: &ReadRange) -> Vec<u8> {
+        let read = self.read_chunks(range, |window| {
+            let chunk = read_chunk(window)?;
+            assert_eq!(window.measure()?, (chunk.len, chunk.next));
+            Ok(chunk)
+        });
+        read.unwrap().0.concat()
+    }
 }

@@ -6,6 +6,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -62,7 +64,7 @@ pub struct Faults {
 }
 
 impl LogFile {
-    fn new(file: File) -> Self {
+    pub(super) fn new(file: File) -> Self {
         Self {
             file,
             #[cfg(test)]
@@ -71,6 +73,12 @@ impl LogFile {
     }
     pub fn read_exact_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, position)
+    }
+    /// Hands up to `len` bytes from `position` on to a socket, without copying them. Returns how many.
+    #[cfg(target_os = "linux")]
+    pub fn send(&self, socket: impl AsFd, position: u64, len: usize) -> rustix::io::Result<usize> {
+        let mut position = position;
+        rustix::fs::sendfile(socket, &self.file, Some(&mut position), len)
     }
     pub fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
         #[cfg(test)]
@@ -312,12 +320,27 @@ impl Segment {
         let relative = self.base.distance_to(offset);
         let size = self.size_bytes();
         let below = |entry: &OffsetEntry| u64::from(entry.offset) <= relative && u64::from(entry.position) < size;
-        let found = match &*self.active.read() {
-            Some(files) => files.index.last_where(below),
-            None => IndexFile::open(&file_path(&self.dir, self.base, INDEX)).and_then(|index| index.last_where(below)),
-        };
-        let entry = found.on("read", &file_path(&self.dir, self.base, INDEX))?;
-        Ok(entry.map_or(0, |entry| u64::from(entry.position)))
+        Ok(self.last_entry(below)?.map_or(0, |entry| u64::from(entry.position)))
+    }
+
+    /// The last batch that the index names of those that lie wholly below `until` and begin before `position`. None
+    /// where there is none, or where what the index says is not so.
+    pub fn last_indexed(&self, log: &LogFile, until: Offset, position: u64) -> Result<Option<Placed>, LogError> {
+        let relative = self.base.distance_to(until);
+        let below = |entry: &OffsetEntry| u64::from(entry.offset) < relative && u64::from(entry.position) < position;
+        let Some(entry) = self.last_entry(below)? else { return Ok(None) };
+        let there = self.first_from(log, u64::from(entry.position), |_| true).ok().flatten();
+        Ok(there.filter(|placed| placed.header.last_offset() == self.base.plus(i64::from(entry.offset))))
+    }
+
+    /// The last entry of the offset index for which `pred` holds; it must hold for a prefix of them.
+    fn last_entry(&self, pred: impl Fn(&OffsetEntry) -> bool) -> Result<Option<OffsetEntry>, LogError> {
+        let path = file_path(&self.dir, self.base, INDEX);
+        match &*self.active.read() {
+            Some(files) => files.index.last_where(pred),
+            None => IndexFile::open(&path).and_then(|index| index.last_where(pred)),
+        }
+        .on("read", &path)
     }
 
     fn with_times<T>(&self, read: impl Fn(&IndexFile<TimeEntry>) -> io::Result<T>) -> Result<T, LogError> {

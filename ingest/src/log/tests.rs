@@ -2,6 +2,7 @@
 
 mod damage;
 mod failure;
+mod file_ranges;
 mod model;
 mod transactions;
 
@@ -132,7 +133,7 @@ impl Run {
     fn read(&self, from: i64, max_bytes: usize) -> Vec<u8> {
         let until = self.partition.high_watermark();
         let range = ReadRange { from: Offset(from), until, max_bytes, at_least_one: true };
-        self.partition.read(&range).unwrap().chunks.concat()
+        self.partition.read_measured(&range)
     }
 
     fn values(&self, from: i64) -> Vec<(i64, Vec<u8>)> {

@@ -1,4 +1,5 @@
-//! Responses to bytes: frame length, response header, body; as a row of chunks that a vectored write sends uncopied.
+//! Responses to bytes: frame length, response header, body; as a row of chunks that a vectored write sends uncopied, and
+//! ranges of files between them.
 //!
 //! The header has a tag section (v1) where the response is flexible; ApiVersions alone always has v0, so that a client can
 //! read the answer to a version it guessed too high (KIP-511).
@@ -9,6 +10,9 @@ use std::io::IoSlice;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::protocol::{Encodable, HeaderVersion};
 use tokio::sync::OwnedSemaphorePermit;
+
+use crate::log::FileRange;
+use crate::read::Chunk;
 
 /// A response that cannot be written: a bug of ours, never the client's doing.
 #[derive(Debug, thiserror::Error)]
@@ -22,30 +26,65 @@ pub enum EncodeError {
 /// One whole response frame on its way to the socket.
 #[derive(Debug, Default)]
 pub struct Response {
-    chunks: VecDeque<Bytes>,
-    /// Room in the memory of responses, given back when the response has been written or dropped.
-    _memory: Vec<OwnedSemaphorePermit>,
+    pub(crate) pieces: Vec<Piece>,
+    /// Room in the memory and among the open files of responses, given back when the response has been written or
+    /// dropped.
+    pub(crate) room: Vec<OwnedSemaphorePermit>,
 }
+
+/// What is sent in one way.
+#[derive(Debug)]
+pub enum Piece {
+    Bytes(ByteChunks),
+    File(FileRange),
+}
+
+/// Neighbouring chunks of bytes. Never empty ones.
+#[derive(Debug, Default)]
+pub struct ByteChunks(VecDeque<Bytes>);
 
 impl Response {
     /// `chunks` make up the frame including its length.
-    pub fn new(chunks: impl IntoIterator<Item = Bytes>, memory: Vec<OwnedSemaphorePermit>) -> Self {
-        Self { chunks: chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect(), _memory: memory }
+    pub fn new(chunks: impl IntoIterator<Item = Chunk>, room: Vec<OwnedSemaphorePermit>) -> Self {
+        let mut pieces = Vec::new();
+        for chunk in chunks.into_iter().filter(|chunk| !chunk.is_empty()) {
+            match (chunk, pieces.last_mut()) {
+                (Chunk::Bytes(bytes), Some(Piece::Bytes(chunks))) => chunks.0.push_back(bytes),
+                (Chunk::Bytes(bytes), _) => pieces.push(Piece::Bytes(ByteChunks(VecDeque::from([bytes])))),
+                (Chunk::File(range), _) => pieces.push(Piece::File(range)),
+            }
+        }
+        Self { pieces, room }
     }
 }
 
-impl Buf for Response {
+#[cfg(test)]
+impl Response {
+    /// The frame, wherever it lies.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        let mut frame = BytesMut::new();
+        for piece in self.pieces {
+            match piece {
+                Piece::Bytes(bytes) => frame.put(bytes),
+                Piece::File(range) => frame.put(range.read().unwrap()),
+            }
+        }
+        frame.freeze()
+    }
+}
+
+impl Buf for ByteChunks {
     fn remaining(&self) -> usize {
-        self.chunks.iter().map(Bytes::len).sum()
+        self.0.iter().map(Bytes::len).sum()
     }
 
     fn chunk(&self) -> &[u8] {
-        self.chunks.front().map_or(&[], |chunk| chunk)
+        self.0.front().map_or(&[], |chunk| chunk)
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+        for (slice, chunk) in slices.iter_mut().zip(&self.0) {
             *slice = IoSlice::new(chunk);
             filled += 1;
         }
@@ -53,13 +92,13 @@ impl Buf for Response {
     }
 
     fn advance(&mut self, mut count: usize) {
-        while let Some(front) = self.chunks.front_mut() {
+        while let Some(front) = self.0.front_mut() {
             if count < front.len() {
                 front.advance(count);
                 return;
             }
             count -= front.len();
-            self.chunks.pop_front();
+            self.0.pop_front();
         }
         assert_eq!(count, 0, "advanced past the end of a response");
     }
@@ -81,7 +120,7 @@ pub fn response<T: Encodable + HeaderVersion>(
     }
     body.encode(&mut frame, version).map_err(|error| failed(error.to_string()))?;
     set_frame_length(&mut frame, 0)?;
-    Ok(Response::new([frame.freeze()], Vec::new()))
+    Ok(Response::new([Chunk::Bytes(frame.freeze())], Vec::new()))
 }
 
 /// Writes the length of a frame whose first part is `frame` (length field included) and whose rest is `more` bytes.
@@ -99,15 +138,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_response_is_a_buffer_over_its_chunks() {
-        let chunks = ["ab", "", "cde", "f"].map(|text| Bytes::from_static(text.as_bytes()));
+    fn neighbouring_chunks_are_one_buffer() {
+        let chunks = ["ab", "", "cde", "f"].map(|text| Chunk::Bytes(Bytes::from_static(text.as_bytes())));
         let mut response = Response::new(chunks, Vec::new());
-        assert_eq!(response.remaining(), 6);
+        let Some(Piece::Bytes(mut bytes)) = response.pieces.pop() else { panic!("{response:?}") };
+        assert!(response.pieces.is_empty());
+        assert_eq!(bytes.remaining(), 6);
         let mut slices = [IoSlice::new(&[]); 8];
-        assert_eq!(response.chunks_vectored(&mut slices), 3);
-        response.advance(3);
-        assert_eq!(response.chunk(), b"de");
-        assert_eq!(response.copy_to_bytes(3), "def");
-        assert!(!response.has_remaining());
+        assert_eq!(bytes.chunks_vectored(&mut slices), 3);
+        bytes.advance(3);
+        assert_eq!(bytes.chunk(), b"de");
+        assert_eq!(bytes.copy_to_bytes(3), "def");
+        assert!(!bytes.has_remaining());
     }
 }

@@ -10,9 +10,7 @@
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Buf;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kafka_protocol::messages::ApiKey;
@@ -24,13 +22,11 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, warn};
 
 use super::Shared;
+use super::send::send;
 use crate::handlers::{self, HandlerError, Outcome, RequestContext};
 use crate::protocol::decode::{self, DecodeError, Head};
 use crate::protocol::encode::{EncodeError, Response};
 use crate::protocol::frame::{Frame, FrameError, FrameLimits, FrameReader};
-
-/// Longest a client may leave a response unread before its connection is closed.
-const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 
 /// Upper bound on `kafka.max_in_flight_per_connection`; the queue is allocated for so many.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -202,15 +198,11 @@ impl Reading {
 /// Sends responses in the order of their requests until the queue ends.
 async fn write_replies(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Slot>) -> std::io::Result<()> {
     while let Some(Slot { reply, _in_flight }) = queue.recv().await {
-        let mut response = match reply {
+        let response = match reply {
             Reply::Ready(response) => response,
             Reply::Later(response) => response.await.map_err(std::io::Error::other)?,
         };
-        while response.has_remaining() {
-            if tokio::time::timeout(WRITE_STALL_MAX, socket.write_buf(&mut response)).await?? == 0 {
-                return Err(std::io::ErrorKind::WriteZero.into());
-            }
-        }
+        socket = send(socket, response).await?;
     }
     socket.shutdown().await
 }

@@ -4,9 +4,11 @@
 //! - A connection fails alone: refused input, a panic in a handler and a broken socket end that connection and no other.
 //! - Responses leave in request order; a request's effect is decided before the next one of its connection is looked at.
 //! - Memory is bounded: request frames by `kafka.request_memory_max`, record bytes of Fetch responses by
-//!   [`RESPONSE_MEMORY_MAX_BYTES`], everything else by `kafka.max_connections` times what one connection may hold.
+//!   [`RESPONSE_MEMORY_MAX_BYTES`], everything else by `kafka.max_connections` times what one connection may hold. Records
+//!   that are sent from their files take none, but a place among [`RESPONSE_FILES_MAX`] open files.
 
 mod connection;
+mod send;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +32,9 @@ use crate::topics::Topics;
 
 /// Record bytes that Fetch responses of all connections may hold between reading them and writing them to the socket.
 pub const RESPONSE_MEMORY_MAX_BYTES: usize = 256 << 20;
+/// Log files that Fetch responses of all connections may hold open, so that clients that do not read leave descriptors to
+/// partitions and connections. Beyond it records are copied.
+pub const RESPONSE_FILES_MAX: usize = 1024;
 /// Pause after a failed accept (out of file descriptors, mostly), so that the failure is not repeated in a tight loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,6 +58,7 @@ pub(crate) struct Shared {
     pub services: Arc<Services>,
     pub frame_memory: FrameMemory,
     pub response_memory: Arc<Semaphore>,
+    pub response_files: Arc<Semaphore>,
     pub fetch_sessions: FetchSessions,
     pub shutdown: CancellationToken,
 }
@@ -66,6 +72,7 @@ pub async fn serve(listener: TcpListener, services: Arc<Services>, shutdown: Can
     let shared = Arc::new(Shared {
         frame_memory: FrameMemory::new(services.kafka.request_memory_max.as_usize()),
         response_memory: Arc::new(Semaphore::new(RESPONSE_MEMORY_MAX_BYTES)),
+        response_files: Arc::new(Semaphore::new(RESPONSE_FILES_MAX)),
         fetch_sessions: FetchSessions::new(
             services.kafka.fetch_sessions_max,
             SESSION_PARTITIONS_MAX,

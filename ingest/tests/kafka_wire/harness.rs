@@ -19,7 +19,7 @@ use thermocline_ingest::log::{HotLog, Partition};
 use thermocline_ingest::metadata::MetadataStore;
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
-use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, TimestampedOffset};
+use thermocline_ingest::read::{BatchRun, LogReader, ReadError, ReadRange, SendRun, TimestampedOffset};
 use thermocline_ingest::record::BatchEncoder;
 use thermocline_ingest::server::{Services, serve};
 use thermocline_ingest::topics::Topics;
@@ -44,6 +44,15 @@ impl LogReader for HotReader {
         let partition = partition.clone();
         blocking(move || partition.read(&range)).await
     }
+    async fn read_to_send(
+        &self,
+        partition: &Arc<Partition>,
+        range: ReadRange,
+        files_max: usize,
+    ) -> Result<SendRun, ReadError> {
+        let partition = partition.clone();
+        blocking(move || partition.read_to_send(&range, files_max)).await
+    }
     async fn offset_for_timestamp(
         &self,
         partition: &Arc<Partition>,
@@ -67,6 +76,7 @@ pub struct Broker {
     /// Open for as long as some task has it.
     metadata: Weak<MetadataStore>,
     log: Arc<HotLog>,
+    pub metrics: Arc<IngestMetrics>,
     free: Arc<AtomicU64>,
     dir: tempfile::TempDir,
 }
@@ -122,17 +132,32 @@ impl Broker {
             groups,
             transactions: transactions.clone(),
             clock,
-            metrics,
+            metrics: metrics.clone(),
             advertised: (address.ip().to_string(), address.port()),
         });
         let shutdown = CancellationToken::new();
         tokio::spawn(transactions.run(shutdown.clone()));
         let server = tokio::spawn(serve(listener, services, shutdown.clone()));
-        Self { address, shutdown, server, metadata: Arc::downgrade(&metadata), log, free, dir }
+        Self { address, shutdown, server, metadata: Arc::downgrade(&metadata), log, metrics, free, dir }
     }
 
     pub async fn connect(&self) -> Client {
         Client { stream: TcpStream::connect(self.address).await.unwrap(), next_correlation_id: 1 }
+    }
+
+    /// Does what is done from time to time: retention, above all.
+    pub async fn maintain(&self) {
+        let log = self.log.clone();
+        blocking(move || log.maintain()).await;
+    }
+
+    /// Names of the log files of a topic's first partition.
+    pub fn segments(&self, topic: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.dir.path().join("log").join(format!("{topic}-0"))) else {
+            return Vec::new();
+        };
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".log")).collect()
     }
 
     /// Shuts the broker down and waits until it is.
@@ -183,6 +208,22 @@ impl Client {
 
     pub async fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
+    }
+
+    /// Reads the length of the next response and leaves the rest.
+    pub async fn receive_length(&mut self) -> usize {
+        usize::try_from(self.stream.read_i32().await.unwrap()).unwrap()
+    }
+
+    /// The rest of a response of which [`Self::receive_length`] has read the length.
+    pub async fn receive_rest<T: Decodable + HeaderVersion>(&mut self, version: i16, length: usize) -> T {
+        let mut frame = vec![0; length];
+        self.stream.read_exact(&mut frame).await.unwrap();
+        let mut frame = Bytes::from(frame);
+        ResponseHeader::decode(&mut frame, T::header_version(version)).unwrap();
+        let response = T::decode(&mut frame, version).unwrap();
+        assert!(!frame.has_remaining(), "trailing bytes");
+        response
     }
 
     /// The next response, which must be the one to `correlation_id`.

@@ -7,6 +7,8 @@
 //!   `max_bytes`, each within its own limit, in the order of the request. Fragments of batches are never sent.
 //! - **Position.** The batch that holds the offset is sent from its first byte; clients drop the records before it.
 //! - **Sessions.** See [`session`]: what a client fetches is remembered, and it is told what is new.
+//! - **Records** are not decoded, and where they are local and many not copied either: the answer names ranges of log
+//!   files, which go from the page cache to the socket.
 //! - **Isolation.** Readers of committed data get nothing from the last stable offset on; below it they get everything, with
 //!   the list of transactions to leave out.
 //!
@@ -34,7 +36,7 @@ use super::{RequestContext, check_leader_epoch, code, find_partition};
 use crate::log::{AbortedTransaction, Partition};
 use crate::model::{Offset, TopicId};
 use crate::protocol::fetch_response::{FetchReply, FetchedPartition, FetchedTopic};
-use crate::read::{BatchRun, ReadError, ReadRange};
+use crate::read::{ReadError, ReadRange, SendRun};
 use crate::server::{RESPONSE_MEMORY_MAX_BYTES, Services, Shared};
 use crate::topics::Topic;
 
@@ -42,6 +44,9 @@ const TOPIC_IDS_SINCE: i16 = 13;
 /// First version whose clients know KAFKA_STORAGE_ERROR.
 const STORAGE_ERROR_SINCE: i16 = 6;
 const READ_COMMITTED: i8 = 1;
+/// Files that one read may leave open for its answer: a read seldom covers more than two segments. None where the system
+/// cannot send from them.
+const FILES_PER_READ: u32 = if cfg!(target_os = "linux") { 4 } else { 0 };
 
 /// One partition of the request and what was read of it.
 struct Slot {
@@ -54,7 +59,7 @@ struct Slot {
     max_bytes: usize,
     /// High watermark at the last look.
     seen: Offset,
-    records: BatchRun,
+    records: SendRun,
 }
 
 /// A request under way.
@@ -64,15 +69,16 @@ struct Fetch<'a> {
     committed_only: bool,
     slots: Vec<Slot>,
     sizes: SizeRule,
-    memory: Memory,
+    room: Room,
     /// Whether any partition has an error: then the answer does not wait.
     failed: bool,
 }
 
-/// Room for record bytes, out of what all connections share. Whoever holds some does not wait for more: two that did could
-/// wait for each other.
-struct Memory {
-    shared: Arc<Semaphore>,
+/// Room for records, out of what all connections share. Whoever holds some does not wait for more: two that did could
+/// wait for each other. What stays in its file takes no memory.
+struct Room {
+    memory: Arc<Semaphore>,
+    files: Arc<Semaphore>,
     held: Vec<OwnedSemaphorePermit>,
     /// Asked for more than there was.
     refused: bool,
@@ -97,7 +103,12 @@ pub(crate) async fn fetch(shared: &Shared, context: &RequestContext, request: Fe
         committed_only: request.isolation_level == READ_COMMITTED,
         slots,
         sizes,
-        memory: Memory { shared: shared.response_memory.clone(), held: Vec::new(), refused: false },
+        room: Room {
+            memory: shared.response_memory.clone(),
+            files: shared.response_files.clone(),
+            held: Vec::new(),
+            refused: false,
+        },
     };
     fetch.read_all().await;
     if let Some(wait) = waiting.wait()
@@ -110,9 +121,9 @@ pub(crate) async fn fetch(shared: &Shared, context: &RequestContext, request: Fe
             _ = woken => {}
         }
     }
-    let (rows, memory) = fetch.into_rows();
+    let (rows, room) = fetch.into_rows();
     match shared.fetch_sessions.finish(ending, rows, Instant::now()) {
-        Ok((session_id, rows)) => FetchReply { error_code: 0, session_id, topics: by_topic(rows), memory },
+        Ok((session_id, rows)) => FetchReply { error_code: 0, session_id, topics: by_topic(rows), room },
         Err(error) => FetchReply { error_code: error.code(), ..FetchReply::default() },
     }
 }
@@ -187,7 +198,7 @@ impl Slot {
             error,
             position,
             seen: Offset::ZERO,
-            records: BatchRun::default(),
+            records: SendRun::default(),
         }
     }
 }
@@ -200,7 +211,7 @@ impl Fetch<'_> {
     }
 
     fn is_enough(&self, rule: &WaitRule) -> bool {
-        self.failed || self.memory.refused || rule.is_met(self.sizes.taken())
+        self.failed || self.room.refused || rule.is_met(self.sizes.taken())
     }
 
     /// Reads on in one partition, as far as sizes and memory allow.
@@ -217,13 +228,18 @@ impl Fetch<'_> {
         }
         let own_limit = slot.max_bytes.saturating_sub(slot.records.len_bytes());
         let Some(limit) = self.sizes.limit(own_limit) else { return };
-        let Some(room) = self.memory.reserve(limit.max_bytes).await else { return };
+        let Some(memory) = self.room.reserve(limit.max_bytes).await else { return };
+        let files = self.room.files();
+        let files_max = files.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let range =
             ReadRange { from: slot.position, until, max_bytes: limit.max_bytes, at_least_one: limit.at_least_one };
-        match self.services.reader.read(partition, range).await {
+        match self.services.reader.read_to_send(partition, range, files_max).await {
             Ok(run) => {
                 self.sizes.took(run.len_bytes());
-                self.memory.keep(room, run.len_bytes());
+                self.room.keep(memory, run.memory_bytes());
+                if let Some(files) = files {
+                    self.room.keep(files, run.files());
+                }
                 slot.records.append(run);
             }
             Err(failure) => {
@@ -275,10 +291,13 @@ impl Fetch<'_> {
     }
 
     fn into_rows(self) -> (Vec<(Wanted, FetchedPartition)>, Vec<OwnedSemaphorePermit>) {
-        self.services.metrics.fetched_bytes.inc_by(self.sizes.taken() as u64);
+        let metrics = &self.services.metrics;
+        let copied: usize = self.slots.iter().map(|slot| slot.records.memory_bytes()).sum();
+        metrics.fetched_bytes.inc_by(self.sizes.taken() as u64);
+        metrics.fetched_uncopied_bytes.inc_by(self.sizes.taken().saturating_sub(copied) as u64);
         let committed_only = self.committed_only;
         let rows = self.slots.into_iter().map(|slot| slot.into_fetched(committed_only)).collect();
-        (rows, self.memory.held)
+        (rows, self.room.held)
     }
 }
 
@@ -286,7 +305,7 @@ impl Slot {
     /// Offsets are always real where the partition is; they are looked at after the records, so that they include them.
     fn into_fetched(self, committed_only: bool) -> (Wanted, FetchedPartition) {
         // Clients read a partition with an error as having no records.
-        let records = if self.error.is_some() { BatchRun::default() } else { self.records };
+        let records = if self.error.is_some() { SendRun::default() } else { self.records };
         let aborted_of = |one: &AbortedTransaction| (one.producer_id, one.first_offset.0);
         let offset = |of: fn(&Partition) -> Offset| self.partition.as_deref().map_or(-1, |partition| of(partition).0);
         let row = FetchedPartition {
@@ -303,17 +322,22 @@ impl Slot {
     }
 }
 
-impl Memory {
+impl Room {
     /// Room for `bytes`, or nothing where waiting for it could be waiting for ourselves.
     async fn reserve(&mut self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let permits = u32::try_from(bytes.min(RESPONSE_MEMORY_MAX_BYTES)).unwrap_or(u32::MAX);
         let room = if self.held.is_empty() {
-            self.shared.clone().acquire_many_owned(permits).await.ok()
+            self.memory.clone().acquire_many_owned(permits).await.ok()
         } else {
-            self.shared.clone().try_acquire_many_owned(permits).ok()
+            self.memory.clone().try_acquire_many_owned(permits).ok()
         };
         self.refused |= room.is_none();
         room
+    }
+
+    /// Room for the files of one read; nothing where it is taken, and then records are copied.
+    fn files(&self) -> Option<OwnedSemaphorePermit> {
+        self.files.clone().try_acquire_many_owned(FILES_PER_READ).ok()
     }
 
     /// Keeps as much of the room as was used and gives the rest back.

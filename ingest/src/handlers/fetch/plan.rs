@@ -6,7 +6,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::FetchRequest;
 
 use crate::model::Offset;
-use crate::read::BatchRun;
+use crate::read::{Chunk, SendRun};
 use crate::record::{BatchHeader, split_batches};
 
 /// Shares the bytes of an answer among its partitions.
@@ -84,10 +84,14 @@ pub(super) fn check_position(position: Offset, log_start: Offset, log_end: Offse
 }
 
 /// The offset after the last one of a run; nothing where it is empty.
-pub(super) fn run_end(run: &BatchRun) -> Option<Offset> {
-    let last_chunk = run.chunks.iter().rfind(|chunk| !chunk.is_empty())?;
-    let last_batch = split_batches(last_chunk.clone()).last()?.ok()?;
-    BatchHeader::read(&last_batch).ok().map(|header| header.next_offset())
+pub(super) fn run_end(run: &SendRun) -> Option<Offset> {
+    match run.chunks.iter().rfind(|chunk| !chunk.is_empty())? {
+        Chunk::File(range) => Some(range.next_offset()),
+        Chunk::Bytes(bytes) => {
+            let last_batch = split_batches(bytes.clone()).last()?.ok()?;
+            BatchHeader::read(&last_batch).ok().map(|header| header.next_offset())
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The Fetch response, written by hand so that record bytes go from the log or the cache to the socket uncopied: metadata
-//! in small buffers, the chunks of records between them as they are.
+//! in small buffers, the chunks of records between them as they are, in memory or in their file.
 //!
 //! Layout (Kafka's `FetchResponse.json`; "compact" lengths and tag sections from version 12):
 //!
@@ -12,13 +12,13 @@
 //!
 //! Records are empty where there are none, never null: librdkafka takes a null for a broken response.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use kafka_protocol::messages::TopicName;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::encode::{EncodeError, Response, set_frame_length};
-use crate::read::BatchRun;
+use crate::read::{Chunk, SendRun};
 
 const FLEXIBLE_SINCE: i16 = 12;
 const SESSIONS_SINCE: i16 = 7;
@@ -37,8 +37,8 @@ pub struct FetchReply {
     /// 0 where the client has no session; told from version 7 on.
     pub session_id: i32,
     pub topics: Vec<FetchedTopic>,
-    /// Room in the memory of responses that the record bytes hold.
-    pub memory: Vec<OwnedSemaphorePermit>,
+    /// Room that the records hold in the memory and among the open files of responses.
+    pub room: Vec<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub struct FetchedPartition {
     pub log_start_offset: i64,
     /// Producer id and first offset, by the latter: clients drop the producer's batches from there to its next marker.
     pub aborted: Vec<(i64, i64)>,
-    pub records: BatchRun,
+    pub records: SendRun,
 }
 
 /// Encodes the reply as one response frame for `version` (4 to 17).
@@ -79,7 +79,7 @@ pub fn encode(correlation_id: i32, version: i16, reply: FetchReply) -> Result<Re
         out.topic(topic)?;
     }
     out.no_tags();
-    out.finish(reply.memory)
+    out.finish(reply.room)
 }
 
 struct Chunks {
@@ -92,7 +92,7 @@ struct Chunks {
 
 enum Part {
     Metadata(BytesMut),
-    Records(Bytes),
+    Records(Chunk),
 }
 
 impl Chunks {
@@ -132,7 +132,7 @@ impl Chunks {
         Ok(())
     }
 
-    fn records(&mut self, records: BatchRun) -> Result<(), EncodeError> {
+    fn records(&mut self, records: SendRun) -> Result<(), EncodeError> {
         let length = records.len_bytes();
         let field = i32::try_from(length).map_err(|_| EncodeError::TooLarge(length))?;
         if self.flexible {
@@ -183,13 +183,13 @@ impl Chunks {
         self.open.put_u8(value as u8);
     }
 
-    fn finish(mut self, memory: Vec<OwnedSemaphorePermit>) -> Result<Response, EncodeError> {
+    fn finish(mut self, room: Vec<OwnedSemaphorePermit>) -> Result<Response, EncodeError> {
         self.done.push(Part::Metadata(self.open));
         let more = self.done.iter().skip(1).map(Part::len).sum();
         if let Some(Part::Metadata(head)) = self.done.first_mut() {
             set_frame_length(head, more)?;
         }
-        Ok(Response::new(self.done.into_iter().map(Part::freeze), memory))
+        Ok(Response::new(self.done.into_iter().map(Part::into_chunk), room))
     }
 }
 
@@ -197,13 +197,13 @@ impl Part {
     fn len(&self) -> usize {
         match self {
             Self::Metadata(bytes) => bytes.len(),
-            Self::Records(bytes) => bytes.len(),
+            Self::Records(chunk) => chunk.len(),
         }
     }
-    fn freeze(self) -> Bytes {
+    fn into_chunk(self) -> Chunk {
         match self {
-            Self::Metadata(bytes) => bytes.freeze(),
-            Self::Records(bytes) => bytes,
+            Self::Metadata(bytes) => Chunk::Bytes(bytes.freeze()),
+            Self::Records(chunk) => chunk,
         }
     }
 }

@@ -1,13 +1,17 @@
-use bytes::Buf;
+use std::io::Write;
+
+use bytes::{Buf, Bytes};
 use kafka_protocol::messages::{FetchResponse, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, HeaderVersion, StrBytes};
 
 use super::*;
+use crate::log::FileRange;
+use crate::protocol::encode::Piece;
 
 fn reply() -> FetchReply {
-    let run = |chunks: &[&'static str]| BatchRun {
-        chunks: chunks.iter().map(|text| Bytes::from_static(text.as_bytes())).collect(),
-        ..BatchRun::default()
+    let run = |chunks: &[&'static str]| SendRun {
+        chunks: chunks.iter().map(|text| Chunk::Bytes(Bytes::from_static(text.as_bytes()))).collect(),
+        ..SendRun::default()
     };
     let partition = |index, error_code, records| FetchedPartition {
         index,
@@ -31,15 +35,14 @@ fn reply() -> FetchReply {
             topic("empty", 6, vec![]),
             topic("clicks", 7, vec![partition(2, 0, run(&["third"]))]),
         ],
-        memory: Vec::new(),
+        room: Vec::new(),
     }
 }
 
 #[test]
 fn every_version_reads_back_to_its_last_byte() {
     for version in 4..=17 {
-        let mut response = encode(77, version, reply()).unwrap();
-        let mut frame = response.copy_to_bytes(response.remaining());
+        let mut frame = encode(77, version, reply()).unwrap().into_bytes();
         assert_eq!(frame.get_i32() as usize, frame.len());
         let header = ResponseHeader::decode(&mut frame, FetchResponse::header_version(version)).unwrap();
         assert_eq!(header.correlation_id, 77);
@@ -69,8 +72,8 @@ fn every_version_reads_back_to_its_last_byte() {
 #[test]
 fn an_error_for_the_whole_request_has_no_topics() {
     for version in 4..=17 {
-        let mut response = encode(1, version, FetchReply { error_code: 70, ..FetchReply::default() }).unwrap();
-        let mut frame = response.copy_to_bytes(response.remaining());
+        let response = encode(1, version, FetchReply { error_code: 70, ..FetchReply::default() }).unwrap();
+        let mut frame = response.into_bytes();
         frame.advance(4);
         ResponseHeader::decode(&mut frame, FetchResponse::header_version(version)).unwrap();
         let body = FetchResponse::decode(&mut frame, version).unwrap();
@@ -83,9 +86,33 @@ fn an_error_for_the_whole_request_has_no_topics() {
 fn record_chunks_are_passed_on_uncopied() {
     let records = Bytes::from(vec![1; 100]);
     let mut reply = reply();
-    reply.topics[0].partitions[0].records.chunks = vec![records.clone()];
+    reply.topics[0].partitions[0].records.chunks = vec![Chunk::Bytes(records.clone())];
     let response = encode(1, 11, reply).unwrap();
+    let [Piece::Bytes(bytes)] = response.pieces.as_slice() else { panic!("{response:?}") };
     let mut slices = [std::io::IoSlice::new(&[]); 16];
-    let filled = response.chunks_vectored(&mut slices);
+    let filled = bytes.chunks_vectored(&mut slices);
     assert!(slices[..filled].iter().any(|slice| slice.as_ptr() == records.as_ptr()));
+}
+
+#[test]
+fn records_in_files_make_the_same_frame() {
+    let file_of = |text: &[u8]| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"what lies before").unwrap();
+        file.write_all(text).unwrap();
+        Chunk::File(FileRange::of(file, 16))
+    };
+    for version in 4..=17 {
+        let in_memory = encode(1, version, reply()).unwrap().into_bytes();
+        let mut reply = reply();
+        // Between chunks in memory, alone, and at the end of the frame.
+        for (topic, at) in [(0, 0), (0, 2), (2, 0)] {
+            let chunk = &mut reply.topics[topic].partitions[0].records.chunks[at];
+            let Chunk::Bytes(bytes) = &*chunk else { continue };
+            *chunk = file_of(bytes);
+        }
+        let response = encode(1, version, reply).unwrap();
+        assert_eq!(response.pieces.iter().filter(|piece| matches!(piece, Piece::File(_))).count(), 3);
+        assert_eq!(response.into_bytes(), in_memory, "version {version}");
+    }
 }

@@ -10,7 +10,7 @@ use prometheus::Registry;
 use proptest::prelude::*;
 
 use super::*;
-use crate::read::BatchRun;
+use crate::read::{Chunk, SendRun};
 
 const TOPICS: u8 = 3;
 const PARTITIONS: i32 = 3;
@@ -69,7 +69,8 @@ struct Log {
 impl Log {
     /// What reading it gives.
     fn row(self, index: i32, offset: i64) -> FetchedPartition {
-        let records = if !self.gone && offset < self.end { vec![Bytes::from_static(b"batch")] } else { Vec::new() };
+        let records =
+            if !self.gone && offset < self.end { vec![Chunk::Bytes(Bytes::from_static(b"batch"))] } else { Vec::new() };
         let offset = |offset| if self.gone { -1 } else { offset };
         FetchedPartition {
             index,
@@ -78,7 +79,7 @@ impl Log {
             last_stable_offset: offset(self.stable),
             log_start_offset: offset(self.start),
             aborted: Vec::new(),
-            records: BatchRun { chunks: records, ..BatchRun::default() },
+            records: SendRun { chunks: records, ..SendRun::default() },
         }
     }
 }
