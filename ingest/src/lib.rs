@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod coordinator;
+#[cfg(test)]
+mod fuzz_seeds;
 pub mod handlers;
 pub mod latency;
 pub mod log;

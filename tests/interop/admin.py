@@ -2,8 +2,6 @@
 directories, leader elections, open transactions. kafka-python and confluent-kafka here, Kafka's own tools beside them.
 """
 
-import argparse
-import pathlib
 import sys
 
 import confluent_kafka
@@ -11,7 +9,7 @@ import kafka
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
 from kafka.admin import KafkaAdminClient
 
-from harness import STEP_SECONDS, Broker, check, check_equal, run_checks, say
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say
 from java_client import Java
 
 TOPIC, GROUP = "admin", "admin-group"
@@ -95,33 +93,21 @@ def check_places(java):
     check("already elected" in elected or "Valid replica" in elected, f"election: {elected}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
-        admin, java = AdminClient({"bootstrap.servers": broker.kafka}), Java(broker.kafka)
-        broker.create_topic(TOPIC, PARTITIONS)
-        fill(broker.kafka)
-        check_partitions(broker, admin)
-        say("  partitions")
-        python = KafkaAdminClient(bootstrap_servers=broker.kafka)
-        check_groups(broker, admin, python)
-        python.close()
-        say("  groups")
-        check_offsets(broker, admin, java)
-        say("  offsets")
-        check_places(java)
-        say("  log directories and elections")
-        broker.stop()
-        say("passed")
-
-    return run_checks("admin", run)
+def checks(broker):
+    admin, java = AdminClient({"bootstrap.servers": broker.kafka}), Java(broker.kafka)
+    broker.create_topic(TOPIC, PARTITIONS)
+    fill(broker.kafka)
+    check_partitions(broker, admin)
+    say("  partitions")
+    python = KafkaAdminClient(bootstrap_servers=broker.kafka)
+    check_groups(broker, admin, python)
+    python.close()
+    say("  groups")
+    check_offsets(broker, admin, java)
+    say("  offsets")
+    check_places(java)
+    say("  log directories and elections")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("admin", arguments(__doc__).parse_args(), checks, PROMPT_GROUPS))

@@ -1,8 +1,6 @@
 """aiokafka: every codec, idempotence, a group of two members, times and places, the admin client, hot and cold."""
 
-import argparse
 import asyncio
-import pathlib
 import sys
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -10,7 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from harness import STEP_SECONDS, Broker, check, check_equal, run_checks, say
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say
 
 TOPIC, GROUP = "aiokafka", "aiokafka-group"
 PARTITIONS = 4
@@ -118,7 +116,7 @@ async def check_admin(bootstrap):
     await admin.close()
 
 
-async def checks(broker):
+async def all_checks(broker):
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.kafka)
     await admin.start()
     await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
@@ -135,21 +133,9 @@ async def checks(broker):
     say("  admin")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
-        asyncio.run(checks(broker))
-        broker.stop()
-        say("passed")
-
-    return run_checks("aiokafka", run)
+def checks(broker):
+    asyncio.run(all_checks(broker))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("aiokafka", arguments(__doc__).parse_args(), checks, PROMPT_GROUPS))

@@ -4,7 +4,6 @@ Prints the rate of archiving, the bytes on the store by kind, and the store's re
 Every message that comes back is compared with the one that was sent.
 """
 
-import argparse
 import itertools
 import os
 import pathlib
@@ -14,7 +13,7 @@ import time
 
 import confluent_kafka
 
-from harness import STEP_SECONDS, Broker, S3Server, check, check_equal, run_checks, say
+from harness import STEP_SECONDS, Broker, S3Server, arguments, check, check_equal, run_checks, say, started
 
 TOPIC = "bulk"
 PARTITIONS = 2
@@ -139,8 +138,7 @@ class Bulk:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    parser = arguments(__doc__)
     parser.add_argument("--s3-server", type=pathlib.Path, help="the example s3-server; default: a folder")
     parser.add_argument("--megabytes", type=int, default=1000)
     args = parser.parse_args()
@@ -153,13 +151,9 @@ def main():
     def checks(scratch, children):
         env = {}
         if args.s3_server:
-            server = S3Server(args.s3_server, scratch)
-            children.append(server)
-            server.start()
+            server = started(S3Server(args.s3_server, scratch), children)
             env = server.environment()
-        broker = Broker(args.broker, scratch, env)
-        children.append(broker)
-        broker.start()
+        broker = started(Broker(args.broker, scratch, env), children)
         bulk = Bulk(broker, load_lines(data), args.megabytes)
         for index in ["text", "off"]:
             bulk.run(index)

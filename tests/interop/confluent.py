@@ -1,7 +1,5 @@
 """confluent-kafka (librdkafka): every codec, a group that rebalances cooperatively, a static member, the admin client."""
 
-import argparse
-import pathlib
 import sys
 import time
 
@@ -25,7 +23,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from harness import STEP_SECONDS, Broker, check, check_equal, run_checks, say, wait_for
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say, wait_for
 
 TOPIC, GROUP = "confluent", "confluent-group"
 PARTITIONS = 6
@@ -256,21 +254,5 @@ def checks(broker):
     say("  admin")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
-        checks(broker)
-        broker.stop()
-        say("passed")
-
-    return run_checks("confluent", run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("confluent", arguments(__doc__).parse_args(), checks, PROMPT_GROUPS))

@@ -1,8 +1,6 @@
 """Administration by two clients that share no code, librdkafka's (confluent-kafka) and kafka-python's: topics and
 partitions, settings, groups with their lag, deletion of groups and offsets, and what one broker has to say of clusters."""
 
-import argparse
-import pathlib
 import sys
 import urllib.request
 
@@ -29,7 +27,7 @@ from kafka import TopicPartition as PythonPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import GroupSubscribedToTopicError, NoError
 
-from harness import Broker, CheckFailed, check, check_equal, run_checks, say, wait_for
+from harness import PROMPT_GROUPS, CheckFailed, arguments, check, check_broker, check_equal, say, wait_for
 
 TOPIC = "administered"
 PARTITIONS = 2
@@ -246,21 +244,5 @@ def checks(broker):
     python.close()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
-        checks(broker)
-        broker.stop()
-        say("passed")
-
-    return run_checks("confluent-admin", run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("confluent-admin", arguments(__doc__).parse_args(), checks, PROMPT_GROUPS))

@@ -1,18 +1,16 @@
 """The official Elasticsearch client against `/_elastic`: searches, pages, scans, aggregations, counts and fields, hot and
 cold, each answer equal to what Python makes of the same messages; and the requests of Grafana's data source."""
 
-import argparse
 import collections
 import json
 import math
-import pathlib
 import random
 import sys
 
 from elasticsearch import ApiError, Elasticsearch, NotFoundError
 from elasticsearch.helpers import scan
 
-from harness import Broker, check, check_equal, run_checks, say
+from harness import arguments, check, check_broker, check_equal, say
 
 TOPIC = "events"
 PARTITIONS = 3
@@ -339,21 +337,5 @@ def checks(broker):
     client.close()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch)
-        children.append(broker)
-        broker.start()
-        checks(broker)
-        broker.stop()
-        say("passed")
-
-    return run_checks("elastic", run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("elastic", arguments(__doc__).parse_args(), checks))

@@ -9,11 +9,9 @@ Transactions make the holes: a control record takes an offset, and the records o
 In the archive neither is there any more.
 """
 
-import argparse
 import contextlib
 import json
 import os
-import pathlib
 import queue
 import shutil
 import subprocess
@@ -23,7 +21,7 @@ import threading
 import confluent_kafka
 
 import toolchains
-from harness import STEP_SECONDS, Broker, check, check_equal, run_checks, say
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say
 
 PROGRAMS = toolchains.PROGRAMS
 READ_SECONDS = 60
@@ -192,7 +190,7 @@ def read(topic, name, command, starts, max_bytes, what):
         "group": f"{topic.name}, {what}",
     }
     commit(topic, order["group"], starts)
-    with open(topic.broker.log_path.parent / f"{name}.log", "ab") as log, contextlib.closing(
+    with open(topic.broker.folder / f"{name}.log", "ab") as log, contextlib.closing(
         Reader(command, order, log)
     ) as reader:
         wanted = topic.wanted(starts)
@@ -217,18 +215,14 @@ def check_client(topic, name, command, starts, state, thorough):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    parser = arguments(__doc__)
     parser.add_argument("--client", action="append", help="only this one; may be given more than once")
     parser.add_argument("--no-transactions", action="store_true", help="only what needs none")
     parser.add_argument("--thorough", action="store_true", help="every codec with every topic, start and limit")
     args = parser.parse_args()
 
-    def run(scratch, children):
+    def checks(broker):
         commands = clients()
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
         makers = [(plain_topic, "gzip")] + [(plain_topic, "none")] * args.thorough
         if not args.no_transactions:
             makers += [(holey_topic, "none")] + [(holey_topic, "gzip")] * args.thorough
@@ -239,12 +233,10 @@ def main():
                     if not args.client or name in args.client:
                         check_client(topic, name, command, starts, state, args.thorough)
                 say(f"  {topic.name}, {state}: {sum(map(len, topic.committed.values()))} records")
-        broker.stop()
-        say("passed")
 
     for program in ("node", "npm", "go", "java", "mvn"):
         check(shutil.which(program), f"{program} is not installed")
-    return run_checks("gaps", run)
+    return check_broker("gaps", args, checks, PROMPT_GROUPS)
 
 
 if __name__ == "__main__":

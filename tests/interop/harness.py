@@ -1,5 +1,6 @@
 """A broker and an S3 server as child processes, and what the checks share. Every wait here has an end."""
 
+import argparse
 import collections
 import contextlib
 import http.client
@@ -29,6 +30,8 @@ S3_ACCESS_KEY = "thermocline-test"
 S3_SECRET_KEY = "thermocline-test-secret"
 S3_BUCKET = "lake"
 S3_PREFIX = "cold"
+# For checks in which consumers join one after the other.
+PROMPT_GROUPS = {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"}
 
 
 class CheckFailed(Exception):
@@ -133,7 +136,7 @@ class Broker(Child):
 
     def __init__(self, binary, folder, env=None):
         super().__init__("broker", folder / "broker.log")
-        self.binary, self.data_dir, self.env = binary, folder / "data", env or {}
+        self.binary, self.folder, self.data_dir, self.env = binary, folder, folder / "data", env or {}
         self.listeners = self.data_dir / "listeners.json"
         self.kafka = self.http = "127.0.0.1:0"
 
@@ -289,8 +292,34 @@ class Manifests:
         return count
 
 
+def arguments(doc):
+    """The parser of a program that checks a broker."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    return parser
+
+
+def started(child, children):
+    """Starts a child; `run_checks` ends it."""
+    children.append(child)
+    child.start()
+    return child
+
+
+def check_broker(name, args, checks, env=None):
+    """Holds one broker against `checks(broker)`; it must end well. Returns the exit code."""
+
+    def run(scratch, children):
+        broker = started(Broker(args.broker, scratch, env), children)
+        checks(broker)
+        broker.stop()
+        say("passed")
+
+    return run_checks(name, run)
+
+
 def run_checks(name, main):
-    """Runs `main(folder, stack)` in a temporary folder; children on `stack` are killed whatever happens."""
+    """Runs `main(folder, children)` in a temporary folder; children are killed whatever happens. Returns the exit code."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"thermocline-{name}-"))
     children = []
     try:

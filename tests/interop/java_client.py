@@ -1,13 +1,11 @@
 """Kafka's Java client and its command line tools."""
 
-import argparse
-import pathlib
 import re
 import subprocess
 import sys
 
 import toolchains
-from harness import STEP_SECONDS, Broker, check, check_equal, run_checks, say
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say
 
 TOPIC, GROUP = "tools", "tools-group"
 PARTITIONS = 3
@@ -93,29 +91,17 @@ def check_compatibility(java):
     java.tool("ClientCompatibilityTest", "--topic", f"{TOPIC}-compatibility", "--num-cluster-nodes", 1, *flags)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
-        java = Java(broker.kafka)
-        for line in java.run(toolchains.PROGRAMS / "java" / "Checks.java", broker.kafka).splitlines():
-            say(f"  client: {line}")
-        check_topics(java)
-        check_groups(java, check_messages(java))
-        check_records_deleted(java, scratch)
-        check_compatibility(java)
-        java.tool("TopicCommand", "--delete", "--topic", TOPIC)
-        say("  command line tools")
-        broker.stop()
-        say("passed")
-
-    return run_checks("java", run)
+def checks(broker):
+    java = Java(broker.kafka)
+    for line in java.run(toolchains.PROGRAMS / "java" / "Checks.java", broker.kafka).splitlines():
+        say(f"  client: {line}")
+    check_topics(java)
+    check_groups(java, check_messages(java))
+    check_records_deleted(java, broker.folder)
+    check_compatibility(java)
+    java.tool("TopicCommand", "--delete", "--topic", TOPIC)
+    say("  command line tools")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("java", arguments(__doc__).parse_args(), checks, PROMPT_GROUPS))

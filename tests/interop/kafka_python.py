@@ -1,15 +1,13 @@
 """kafka-python, a client that shares no code with librdkafka: topics, all codecs, idempotence, times, groups, deleting
 records, hot and cold."""
 
-import argparse
-import pathlib
 import sys
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import OffsetOutOfRangeError
 
-from harness import Broker, check, check_equal, run_checks, say
+from harness import arguments, check, check_broker, check_equal, say
 
 TOPIC = "kafka-python"
 PARTITIONS = 3
@@ -129,21 +127,5 @@ def checks(broker):
     admin.close()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch)
-        children.append(broker)
-        broker.start()
-        checks(broker)
-        broker.stop()
-        say("passed")
-
-    return run_checks("kafka-python", run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("kafka-python", arguments(__doc__).parse_args(), checks))

@@ -6,9 +6,7 @@ replay must give every acknowledged message at the offset of its acknowledgement
 the order of sending.
 """
 
-import argparse
 import http.client
-import pathlib
 import random
 import sys
 import threading
@@ -17,7 +15,8 @@ import time
 import confluent_kafka
 import pyarrow.parquet
 
-from harness import STEP_SECONDS, Broker, CheckFailed, Manifests, check, check_equal, run_checks, say, wait_for
+from harness import STEP_SECONDS, Broker, CheckFailed, Manifests, arguments, check, check_equal
+from harness import run_checks, say, started, wait_for
 
 TOPIC = "kill9"
 PARTITIONS = 3
@@ -243,8 +242,7 @@ class Rounds:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
     args = parser.parse_args()
@@ -252,9 +250,7 @@ def main():
     say(f"seed {seed}")
 
     def checks(scratch, children):
-        broker = Broker(args.broker, scratch)
-        children.append(broker)
-        broker.start()
+        broker = started(Broker(args.broker, scratch), children)
         broker.create_topic(TOPIC, PARTITIONS, CONFIGS)
         traffic = Traffic(broker.kafka, seed)
         traffic.start()

@@ -8,7 +8,6 @@ group over a SIGTERM and a kill -9, to replay, and to pyarrow and duckdb from th
 With --s3-server the cold tier lies behind a real S3 wire.
 """
 
-import argparse
 import collections
 import datetime
 import itertools
@@ -31,10 +30,12 @@ from harness import (
     Broker,
     Manifests,
     S3Server,
+    arguments,
     check,
     check_equal,
     run_checks,
     say,
+    started,
 )
 
 PARTITIONS = 3
@@ -460,8 +461,7 @@ class Checks:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    parser = arguments(__doc__)
     parser.add_argument("--s3-server", type=pathlib.Path, help="the s3-server binary; without it, a folder")
     args = parser.parse_args()
     default = pathlib.Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -473,15 +473,11 @@ def main():
     def checks(scratch, children):
         store = None
         if args.s3_server:
-            store = S3Server(args.s3_server, scratch)
-            children.append(store)
-            store.start()
+            store = started(S3Server(args.s3_server, scratch), children)
             manifests = Manifests(store.buckets / S3_BUCKET, S3_PREFIX)
         else:
             manifests = Manifests(scratch / "data" / "cold")
-        broker = Broker(args.broker, scratch, store and store.environment())
-        children.append(broker)
-        broker.start()
+        broker = started(Broker(args.broker, scratch, store and store.environment()), children)
         Checks(broker, load_files(folder), manifests).run()
         broker.stop()
         print("passed")

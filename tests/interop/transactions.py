@@ -1,16 +1,14 @@
 """Transactions with three clients that share no code: messages moved from one topic to another exactly once, with some
 transactions aborted and made again; fencing; what an open transaction hides; what its timeout does."""
 
-import argparse
 import asyncio
-import pathlib
 import sys
 
 import aiokafka
 import confluent_kafka
 import kafka
 
-from harness import STEP_SECONDS, Broker, check, check_equal, run_checks, say, wait_for
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say, wait_for
 
 PARTITIONS = 3
 MESSAGES = 300
@@ -282,25 +280,13 @@ def check_restart(broker):
     say("  kill -9")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
-    args = parser.parse_args()
-
-    def run(scratch, children):
-        broker = Broker(args.broker, scratch, {"THERMOCLINE_GROUPS__INITIAL_REBALANCE_DELAY": "0s"})
-        children.append(broker)
-        broker.start()
-        for client, move in MOVERS.items():
-            check_moves(broker, client, move)
-        check_fencing(broker)
-        check_open(broker)
-        check_restart(broker)
-        broker.stop()
-        say("passed")
-
-    return run_checks("transactions", run)
+def checks(broker):
+    for client, move in MOVERS.items():
+        check_moves(broker, client, move)
+    check_fencing(broker)
+    check_open(broker)
+    check_restart(broker)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_broker("transactions", arguments(__doc__).parse_args(), checks, PROMPT_GROUPS))

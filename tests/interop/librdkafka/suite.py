@@ -8,7 +8,6 @@ those is not named. Tests that never speak to a broker (marked local, or against
 run.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -25,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from build import build, kafka_distribution  # noqa: E402
-from harness import Broker, check, run_checks, say  # noqa: E402
+from harness import Broker, arguments, check, run_checks, say, started  # noqa: E402
 from toolchains import cache_folder  # noqa: E402
 
 # What the broker is taken for: like Kafka 4.0 it has neither magic 0 nor magic 1.
@@ -131,9 +130,7 @@ class Suite:
         for scenario, env in SCENARIOS.items():
             folder = self.scratch / scenario
             folder.mkdir()
-            broker = Broker(binary, folder, env)
-            children.append(broker)
-            broker.start()
+            broker = started(Broker(binary, folder, env), children)
             (folder / "test.conf").write_text(
                 f"bootstrap.servers={broker.kafka}\ntest.timeout.multiplier={TIMEOUT_MULTIPLIER}\n"
             )
@@ -240,8 +237,7 @@ def report(results, allowed, local):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--broker", required=True, type=pathlib.Path, help="the thermocline binary")
+    parser = arguments(__doc__)
     parser.add_argument("--tests", default="", help="numbers of the tests to run, or none for all")
     parser.add_argument("--jobs", type=int, default=JOBS, help="how many run side by side")
     parser.add_argument("--quick", action="store_true", help="librdkafka's quick mode: less data, fewer functions")

@@ -17,8 +17,9 @@ use kafka_protocol::messages::ApiKey;
 
 use super::schema::{self, Field, Kind};
 
-/// Array elements and tagged fields one request may hold over all its arrays. The largest decoded element takes about
-/// 200 bytes, so one request costs at most some 20 MiB beyond its frame.
+/// Array elements and tagged fields one request may hold over all its arrays. A decoded element takes up to about 140 bytes
+/// and a tagged field that has no other beside it 400, so one request costs at most some 30 MiB beyond its frame
+/// (`a_full_request_costs_what_the_guard_says` in `tests/fuzz_corpus.rs`).
 pub const ELEMENTS_MAX: usize = 100_000;
 
 /// Why a request is not decoded.
