@@ -8,16 +8,19 @@
 //! 1. A partition's [`Coverage`] keeps its own invariants; readers see immutable snapshots of it.
 //! 2. A split is dropped only when the manifest *as searches read it* ([`Tiering::manifest`]) covers it, or the log
 //!    start has passed it. See `view.rs` for why a search then finds every message once.
-//! 3. At most two splits are being built at any time: the next chunk of one partition, and one merge. Each is bounded
-//!    in memory by the limits in `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what
-//!    is not yet searchable; searches cost a little more until they are done.
+//! 3. At most `search.live_builders` chunks are being indexed at any time, each of another partition, so that chunks of
+//!    a partition are added in order; beside them there is at most one merge. Each is bounded in memory by the limits in
+//!    `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what is not yet searchable;
+//!    searches cost a little more until they are done.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
 //! 5. Splits that were made under other settings of the topic are built again one by one, and answer by their own
 //!    schema until then.
 //!
 //! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
-//! that are behind take turns, one chunk each, so that a backlog in one does not hold up the others. A partition whose
-//! step fails is left alone for [`FAILURE_PAUSE`] and tried again.
+//! that are behind stand in line, and go to its end after a chunk, so that a backlog in one does not hold up the
+//! others. A split costs something however little is in it; where that is too much for the machine, the line gets
+//! longer, and what gathers in a partition until its turn is one chunk again. A partition whose step fails is left
+//! alone for [`FAILURE_PAUSE`] and tried again.
 //!
 //! | died here | then |
 //! |---|---|
@@ -27,13 +30,16 @@ mod build;
 mod coverage;
 mod plan;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use thermocline_config::SearchConfig;
 use thermocline_ingest::clock::Clock;
@@ -57,6 +63,9 @@ use super::metrics::SearchMetrics;
 
 /// How long a partition is left alone after a step that failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+/// Chunks indexed at once where `search.live_builders` leaves it to the machine: one for each core, but no more than
+/// this, for each takes memory.
+const BUILDERS_MAX: usize = 4;
 /// How long nothing must be written to a partition before its splits settle.
 const SETTLE_AFTER: Duration = Duration::from_secs(20);
 const MERGE_THREAD: &str = "live-merge";
@@ -88,6 +97,8 @@ struct Progress {
     /// When it was first seen to be behind, if it is.
     behind_since: Option<Timestamp>,
     paused_until: Option<Instant>,
+    /// It waits for a builder, or one is at it.
+    is_in_line: bool,
     /// The last time a split was added; None once it has been quiet since.
     added_at: Option<Instant>,
 }
@@ -128,24 +139,41 @@ impl LiveIndex {
         self.follow_all();
         let mut tick = tokio::time::interval(self.config.live_interval.as_duration().max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let builders = self.builders();
+        let mut line: VecDeque<Arc<LivePartition>> = VecDeque::new();
+        let mut building = FuturesUnordered::new();
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = tick.tick() => {}
+            while building.len() < builders
+                && let Some(live) = line.pop_front()
+            {
+                building.push(async move {
+                    let is_behind = self.index_next_chunk(&live).await;
+                    (live, is_behind)
+                });
             }
-            // What came since the last tick is one chunk of each partition. Where it is more, rounds follow without a
-            // pause; topics that come and go are seen between them.
-            let mut is_backlog = true;
-            while is_backlog {
-                self.follow(&mut changes);
-                is_backlog = false;
-                for live in self.survey() {
-                    if shutdown.is_cancelled() {
-                        return;
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = tick.tick() => {
+                    self.follow(&mut changes);
+                    line.extend(self.survey());
+                }
+                Some((live, is_behind)) = building.next() => {
+                    if is_behind {
+                        line.push_back(live);
+                    } else {
+                        live.progress.lock().is_in_line = false;
                     }
-                    is_backlog |= self.index_next_chunk(&live).await;
                 }
             }
+        }
+        while building.next().await.is_some() {}
+    }
+
+    /// Chunks to index at once.
+    fn builders(&self) -> usize {
+        match self.config.live_builders {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get).min(BUILDERS_MAX),
+            builders => builders,
         }
     }
 
@@ -212,8 +240,8 @@ impl LiveIndex {
         self.tiering.manifest(partition).archived_through().max(partition.log_start_offset())
     }
 
-    /// Drops what the archive covers and says which partitions have something to index. A partition that is idle costs
-    /// two loads here, whatever their number.
+    /// Drops what the archive covers and says which partitions have something to index and are not in line yet; now
+    /// they are. A partition that is idle costs two loads here, whatever their number.
     fn survey(&self) -> Vec<Arc<LivePartition>> {
         let (now, instant) = (self.clock.now(), Instant::now());
         let mut behind = Vec::new();
@@ -248,7 +276,7 @@ impl LiveIndex {
             }
             progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
             longest_ms = longest_ms.max(progress.behind_since.map_or(0, |since| now.0.saturating_sub(since.0)));
-            if is_behind && !is_paused {
+            if is_behind && !is_paused && !std::mem::replace(&mut progress.is_in_line, true) {
                 behind.push(live.clone());
             }
         }
