@@ -11,9 +11,12 @@
 //! 3. At most `search.live_builders` chunks are being indexed at any time, each of another partition, so that chunks of
 //!    a partition are added in order; beside them there is at most one merge. Each is bounded in memory by the limits in
 //!    `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what is not yet searchable;
-//!    searches cost a little more until they are done.
+//!    searches cost a little more until they are done, and past [`SPLITS_URGENT`] splits they do not wait any more.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
-//! 5. Splits that were made under other settings of the topic are built again one by one, and answer by their own
+//! 5. No split reaches beyond a segment of the log that will be archived, unless the archive lags far behind
+//!    (`plan.rs`). So the archive's split of a segment is merged from those that are here, and no message is cut into
+//!    words twice ([`LiveIndex::prepared`]); what it holds of them stays readable when they are dropped.
+//! 6. Splits that were made under other settings of the topic are built again one by one, and answer by their own
 //!    schema until then.
 //!
 //! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
@@ -47,7 +50,7 @@ use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use thermocline_ingest::topics::{Topic, TopicChange};
 use thermocline_tiering::background::Background;
-use thermocline_tiering::split::SplitOptions;
+use thermocline_tiering::split::{Prepared, PreparedSplit, SplitOptions};
 use thermocline_tiering::worker::Tiering;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -57,7 +60,7 @@ use tracing::warn;
 pub(crate) use build::LiveSplit;
 use build::{BuildError, Chunk, Indexed, build, join};
 pub(crate) use coverage::{Coverage, Spans};
-use plan::{Cost, MERGE_COUNT, plan_merge, plan_settle};
+use plan::{Cost, MERGE_COUNT, SPLITS_URGENT, plan};
 
 use super::metrics::SearchMetrics;
 
@@ -132,6 +135,25 @@ impl LiveIndex {
     /// Follows the log until `shutdown` is cancelled.
     pub async fn run(&self, shutdown: &CancellationToken) {
         tokio::join!(self.run_indexing(shutdown), self.run_merging(shutdown));
+    }
+
+    /// What the archive may take over.
+    pub fn prepared(&self, topic: TopicId, partition: PartitionId, from: Offset, options: SplitOptions) -> Prepared {
+        let Some(live) = self.partitions.read().get(&(topic, partition)).cloned() else {
+            return Prepared::nothing(from);
+        };
+        let coverage = live.snapshot();
+        let mut through = coverage.indexed_through;
+        let mut splits = Vec::new();
+        for (_, split) in coverage.from(from) {
+            let offsets = split.span();
+            if split.options != options {
+                through = through.min(offsets.start);
+                break;
+            }
+            splits.push(PreparedSplit { offsets, docs: split.docs, file: split.file.clone() });
+        }
+        Prepared::new(splits, from..through.max(from))
     }
 
     async fn run_indexing(&self, shutdown: &CancellationToken) {
@@ -288,14 +310,15 @@ impl LiveIndex {
     async fn index_next_chunk(&self, live: &Arc<LivePartition>) -> bool {
         let partition = live.partition.clone();
         let Some(options) = SplitOptions::of_topic(&partition.config()) else { return false };
-        let until = partition.last_stable_offset();
+        let stable = partition.last_stable_offset();
         // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
         let skip_to = self.horizon(&partition).max(partition.local_start_offset());
         let from = live.snapshot().indexed_through.max(skip_to);
-        if from >= until {
+        if from >= stable {
             live.change(|coverage| coverage.drop_below(skip_to));
             return false;
         }
+        let until = live.segment_end(from).map_or(stable, |end| end.min(stable));
         let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: true };
         let metrics = self.metrics.clone();
         let path = self.next_path();
@@ -312,20 +335,20 @@ impl LiveIndex {
         if live.snapshot().splits().len() >= MERGE_COUNT {
             self.merges.notify_one();
         }
-        through < until
+        through < stable
     }
 
     /// Replaces neighbouring splits by one, if that is worth it, or one by itself if the topic is to be indexed in another
-    /// way by now. Says whether it did.
+    /// way by now. At low priority, as long as they are not too many. Says whether it did.
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
         let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
         let outdated = snapshot.splits().iter().position(|split| split.options != options);
         let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
         let is_quiet = live.progress.lock().added_at.is_none();
-        let plan = || if is_quiet { plan_settle(&costs) } else { plan_merge(&costs) };
-        let plan = outdated.map(|at| at..at + 1).or_else(plan);
-        let members = plan.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
+        let segments = live.segments_of(&snapshot);
+        let planned = outdated.map(|at| at..at + 1).or_else(|| plan(&costs, &segments, is_quiet));
+        let members = planned.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
         let (Some(first), Some(last)) = (members.first(), members.last()) else { return false };
         // What the archive covers by now may be gone from the log, and is not asked for here any more.
         let skip_to = self.horizon(&live.partition).max(live.partition.local_start_offset());
@@ -343,7 +366,10 @@ impl LiveIndex {
                 None => build(&partition, &chunk, options, path, &metrics),
             },
         };
-        let built = self.merging.run(MERGE_THREAD, work).await;
+        let built = match costs.len() > SPLITS_URGENT {
+            true => tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string()),
+            false => self.merging.run(MERGE_THREAD, work).await.map_err(|error| error.to_string()),
+        };
         let Some(indexed) = self.indexed(live, from, built) else { return false };
         if indexed.through < until {
             return false;
@@ -402,6 +428,22 @@ impl LivePartition {
         // Files of splits that nobody reads any more go here, outside the lock.
         drop(old);
         result
+    }
+
+    /// Where the segment ends in which `offset` lies, if it is sealed and will be archived.
+    fn segment_end(&self, offset: Offset) -> Option<Offset> {
+        if self.is_archived() { self.partition.sealed_end(offset) } else { None }
+    }
+
+    /// Which segment of the log each split begins in; one and the same where the archive will not ask.
+    fn segments_of(&self, coverage: &Coverage<LiveSplit>) -> Vec<usize> {
+        let bases = if self.is_archived() { self.partition.segment_bases() } else { Vec::new() };
+        let segment = |split: &Arc<LiveSplit>| bases.partition_point(|base| *base <= split.span().start);
+        coverage.splits().iter().map(segment).collect()
+    }
+
+    fn is_archived(&self) -> bool {
+        self.partition.config().remote_storage_enable
     }
 
     fn first_readable(&self) -> Offset {
