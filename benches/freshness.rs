@@ -1,5 +1,6 @@
 //! How long after its ack a message can be found, while log lines are produced at a steady rate to all partitions of a
-//! topic, archiving included; and what indexing costs the acks.
+//! topic, archiving included; and what indexing costs the acks. Beside it: the processor time it took, all included, and
+//! how many files the archive made, and how many of them with splits of the live index.
 //!
 //! `THERMOCLINE_BENCH_RATE` sets megabytes per second (default 10), `THERMOCLINE_BENCH_SECONDS` how long (default 30).
 
@@ -35,6 +36,7 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 struct Measured {
     acks: Vec<Duration>,
     found: Vec<Duration>,
+    cost: String,
 }
 
 #[tokio::main]
@@ -49,6 +51,7 @@ async fn main() -> BenchResult {
     for index in ["off", "text", "json"] {
         let (measured, achieved) = produce(index, rate, seconds).await?;
         row(&format!("ack, search.index={index}"), measured.acks, Some(achieved));
+        println!("{}", measured.cost);
         if !measured.found.is_empty() {
             row(&format!("ack to found, {index}"), measured.found, None);
         }
@@ -66,7 +69,7 @@ fn row(name: &str, mut took: Vec<Duration>, rate: Option<f64>) {
 
 async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measured, f64)> {
     let rig = Rig::open().await?;
-    let settings = [("search.index", index), ("segment.bytes", "67108864")];
+    let settings = [("search.index", index), ("segment.bytes", "16777216")];
     let topic = rig.topic_of("bench", PARTITIONS, &settings)?;
     let search = Search::new(
         rig.config.search.clone(),
@@ -81,7 +84,7 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
     let background = (tokio::spawn(indexing), tokio::spawn(archiving));
 
     let measured = Arc::new(Mutex::new(Measured::default()));
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), support::cpu_seconds());
     let mut producers = JoinSet::new();
     for (number, partition) in (0..).zip(&topic.partitions) {
         let share = rate / topic.partitions.len();
@@ -108,7 +111,20 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
     shutdown.cancel();
     background.0.await?;
     background.1.await?;
-    let measured = std::mem::take(&mut *measured.lock());
+    let mut measured = std::mem::take(&mut *measured.lock());
+    let files = rig
+        .topics
+        .list()
+        .iter()
+        .flat_map(|topic| &topic.partitions)
+        .map(|p| rig.tiering.manifest(p).files.len())
+        .sum::<usize>();
+    let taken = rig.tiering_metrics.archived_splits_taken.get();
+    measured.cost = format!(
+        "{:<26} {:.2} s of processor time per second, {files} files archived, {taken} with splits of the live index",
+        "",
+        (support::cpu_seconds() - cpu) / start.elapsed().as_secs_f64()
+    );
     Ok((measured, achieved))
 }
 

@@ -33,6 +33,9 @@ pub const BATCH_BYTES: usize = 256 << 10;
 
 pub type BenchResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
+/// Unit of the times in `/proc/self/stat` on Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// Log-like messages, the same for every run.
 pub struct Corpus {
     pub messages: Vec<Vec<u8>>,
@@ -236,6 +239,14 @@ pub async fn fill<B: AsRef<[u8]>>(partition: &Partition, batches: impl IntoItera
         end = partition.append(batch.as_ref())?.last_offset.next();
     }
     Ok(partition.committed(end).await?)
+}
+
+/// Processor time of this process so far, where the system tells.
+pub fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS_PER_SECOND
 }
 
 /// Runs `body` and returns its value and how long it took.

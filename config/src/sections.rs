@@ -199,6 +199,8 @@ pub struct SearchConfig {
     pub live_interval: HumanDuration,
     /// Log bytes indexed in one step of the live index.
     pub live_chunk_bytes: ByteSize,
+    /// Partitions that the live index works on at once; 0 is one for each core, four at most.
+    pub live_builders: usize,
     /// Splits searched at once, over all queries.
     pub max_concurrent_splits: usize,
     /// Bytes of archived splits held for searches under way, over all queries.
@@ -345,6 +347,7 @@ impl Default for SearchConfig {
         Self {
             live_interval: HumanDuration::millis(250),
             live_chunk_bytes: ByteSize::mib(8),
+            live_builders: 0,
             max_concurrent_splits: 4,
             memory_max: ByteSize::mib(256),
             max_concurrent_queries: 64,

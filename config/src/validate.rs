@@ -259,6 +259,7 @@ fn check_cache(checks: &mut Checks, cache: &CacheConfig) {
 fn check_search(checks: &mut Checks, search: &SearchConfig) {
     checks.range("search.live_interval", search.live_interval, TICK_MIN, TICK_MAX);
     checks.range("search.live_chunk_bytes", search.live_chunk_bytes, BUFFER_BYTES_MIN, INT32_BYTES_MAX);
+    checks.range("search.live_builders", search.live_builders, 0, THREADS_MAX);
     checks.range("search.max_concurrent_splits", search.max_concurrent_splits, 1, THREADS_MAX);
     checks.range("search.memory_max", search.memory_max, SEARCH_MEMORY_MIN, MEMORY_BYTES_MAX);
     checks.range("search.max_concurrent_queries", search.max_concurrent_queries, 1, COUNT_MAX);

@@ -12,6 +12,7 @@ pub const ARCHIVED_LOG_BYTES: &str = "thermocline_archived_log_bytes_total";
 pub const ARCHIVED_DATA_BYTES: &str = "thermocline_archived_data_bytes_total";
 pub const ARCHIVED_INDEX_BYTES: &str = "thermocline_archived_index_bytes_total";
 pub const ARCHIVED_RAW_BATCHES: &str = "thermocline_archived_raw_batches_total";
+pub const ARCHIVED_SPLITS_TAKEN: &str = "thermocline_archived_splits_taken_total";
 pub const ARCHIVE_FAILURES: &str = "thermocline_archive_failures_total";
 pub const VERIFICATION_FAILURES: &str = "thermocline_verification_failures_total";
 pub const SCRUBBED_FILES: &str = "thermocline_scrubbed_files_total";
@@ -64,6 +65,7 @@ pub struct TieringMetrics {
     pub archived_data_bytes: IntCounter,
     pub archived_index_bytes: IntCounter,
     pub archived_raw_batches: IntCounter,
+    pub archived_splits_taken: IntCounter,
     pub archive_failures: IntCounter,
     /// The alarm: what the store gave back is not what was archived.
     pub verification_failures: IntCounter,
@@ -128,6 +130,10 @@ impl TieringMetrics {
             archived_data_bytes: counter(ARCHIVED_DATA_BYTES, "bytes of committed Parquet and raw objects")?,
             archived_index_bytes: counter(ARCHIVED_INDEX_BYTES, "bytes of committed splits")?,
             archived_raw_batches: counter(ARCHIVED_RAW_BATCHES, "batches archived as they were, being undecodable")?,
+            archived_splits_taken: counter(
+                ARCHIVED_SPLITS_TAKEN,
+                "archived files whose split was merged from live ones instead of indexing again",
+            )?,
             archive_failures: counter(ARCHIVE_FAILURES, "attempts to archive a partition that failed")?,
             verification_failures: counter(
                 VERIFICATION_FAILURES,

@@ -23,6 +23,7 @@
 //! | a segment of several files, some committed | the next attempt goes on after the last committed one |
 
 mod builder;
+mod prepared;
 mod stage;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use crate::store::{ColdStore, StoreError, Work};
 use crate::verify::{self, VerifyError};
 pub use builder::StagedArchive;
 pub(crate) use builder::{FileBuilder, Indexing};
+pub use prepared::PreparedSource;
 pub use stage::{BatchSource, Batches, StageError, StageOptions, Stager};
 
 /// The memory budget is counted in units of this size, since a semaphore counts to 2^32 at most.
@@ -93,6 +95,8 @@ pub struct ArchiveJob {
     /// Aborted transactions that lie in it.
     pub aborted: Vec<AbortedTransaction>,
     pub options: StageOptions,
+    /// Who has splits of it, if anybody.
+    pub prepared: Option<PreparedSource>,
 }
 
 /// A data file whose objects the store gave back as they were staged.
@@ -143,7 +147,8 @@ impl Archiver {
         self.merge_budget.clone().try_acquire_many_owned(units(bytes)).ok()
     }
 
-    /// Memory one job may hold: a data file twice, the row groups under way, and one decompressed batch.
+    /// Memory one job may hold: a data file twice, the row groups under way, and one decompressed batch. Splits that are
+    /// merged for a file fit into it beside the file, which is held once by then.
     pub fn job_bytes(config: &TieringConfig) -> u64 {
         let row_groups = config.row_group_bytes.as_u64().saturating_mul(ROW_GROUP_COPIES);
         let file = Self::file_bytes_max(config) as u64;
@@ -167,7 +172,8 @@ impl Archiver {
         publish: &(dyn Fn(&Arc<Manifest>) + Send + Sync),
     ) -> Result<CommittedSegment, ArchiveError> {
         let _memory = self.budget.acquire_many(self.job_units).await.map_err(|_| ArchiveError::Aborted)?;
-        let mut stager = Stager::new(job.batches, job.aborted, head.manifest().next_offset(), job.options);
+        let ArchiveJob { batches, aborted, options, prepared } = job;
+        let mut stager = Stager::new(batches, aborted, head.manifest().next_offset(), options, prepared);
         let mut committed = CommittedSegment::default();
         loop {
             let staging = self.metrics.stage_seconds("stage").start_timer();
@@ -178,6 +184,7 @@ impl Archiver {
                 break;
             };
             staging.stop_and_record();
+            let took_splits = staged.took_splits();
 
             let verified = self.upload_and_verify(staged).await?;
 
@@ -186,6 +193,7 @@ impl Archiver {
             committing.stop_and_record();
 
             publish(head.manifest());
+            self.metrics.archived_splits_taken.inc_by(u64::from(took_splits));
             committed.files.push(file);
         }
         self.metrics.archived_segments.inc();

@@ -28,7 +28,7 @@ mod schedule;
 mod standing;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::RwLock;
@@ -49,10 +49,10 @@ use crate::merge::{Merger, MergerParts};
 use crate::metrics::TieringMetrics;
 use crate::parquet::ParquetOptions;
 use crate::paths::PartitionPath;
-use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, Batches, StageOptions};
+use crate::pipeline::{ArchiveError, ArchiveJob, Archiver, Batches, PreparedSource, StageOptions};
 use crate::reindex::{Reindexer, ReindexerParts};
 use crate::scrub::{DamagedFile, Scrubber};
-use crate::split::SplitOptions;
+use crate::split::{PreparedSplits, SplitOptions};
 use crate::store::{ColdStore, StoreLimits, Work};
 use crate::throttle::Throttle;
 use partition::{Key, PartitionArchive};
@@ -163,6 +163,8 @@ pub struct Tiering {
     merger: Merger,
     reindexer: Reindexer,
     partitions: RwLock<HashMap<Key, Arc<PartitionArchive>>>,
+    /// Who may have splits of what is archived.
+    prepared: RwLock<Option<Weak<dyn PreparedSplits>>>,
 }
 
 impl ArchiveReport {
@@ -240,6 +242,7 @@ impl Tiering {
             ),
             workers,
             partitions: RwLock::default(),
+            prepared: RwLock::default(),
             config,
             store,
             topics,
@@ -262,6 +265,11 @@ impl Tiering {
     /// `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
         schedule::run(self, shutdown).await;
+    }
+
+    /// From now on splits are taken over from `splits` as far as possible. Whoever came before is forgotten.
+    pub fn take_splits_from(&self, splits: Weak<dyn PreparedSplits>) {
+        *self.prepared.write() = Some(splits);
     }
 
     /// Seal and archive everything up to the log end of now; `trim` drops local copies the archive covers.
@@ -430,7 +438,12 @@ impl Tiering {
             file_bytes_max: Archiver::file_bytes_max(&self.config),
             split: SplitOptions::of_topic(&config),
         };
-        Ok(ArchiveJob { batches: Box::new(move || unhurried(&segment)), aborted, options })
+        let prepared = self.prepared.read().as_ref().and_then(Weak::upgrade).map(|splits| PreparedSource {
+            splits,
+            end,
+            memory_bytes: Archiver::job_bytes(&self.config),
+        });
+        Ok(ArchiveJob { batches: Box::new(move || unhurried(&segment)), aborted, options, prepared })
     }
 
     async fn raise_log_start(&self, partition: &Arc<Partition>, start: Offset) -> Result<(), TieringError> {

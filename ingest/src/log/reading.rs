@@ -163,6 +163,19 @@ impl Partition {
         segments.get(index).cloned()
     }
 
+    /// Where the segment that holds `offset` ends (exclusive), if it is sealed. The archive takes a segment as a whole.
+    pub fn sealed_end(&self, offset: Offset) -> Option<Offset> {
+        let segments = self.segments.read();
+        let after = segments.partition_point(|segment| segment.base <= offset);
+        let holder = after.checked_sub(1).filter(|_| after < segments.len())?;
+        segments.get(holder).map(|segment| segment.end())
+    }
+
+    /// Where the local segments begin, oldest first.
+    pub fn segment_bases(&self) -> Vec<Offset> {
+        self.segments.read().iter().map(|segment| segment.base).collect()
+    }
+
     /// Chunks of batches, and the offset after them.
     fn read_local<C>(
         &self,

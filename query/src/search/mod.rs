@@ -42,12 +42,14 @@ use tantivy::directory::OwnedBytes;
 use thermocline_config::SearchConfig;
 use thermocline_ingest::clock::Clock;
 use thermocline_ingest::log::Partition;
-use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicName};
+use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicId, TopicName};
 use thermocline_ingest::record::{Headers, Record};
 use thermocline_ingest::topics::Topic;
 use thermocline_tiering::cache::ReadCounts;
 use thermocline_tiering::reader::TieredReader;
-use thermocline_tiering::split::{Analyser, SplitError, SplitOptions, SplitReader, SplitWriter};
+use thermocline_tiering::split::{
+    Analyser, Prepared, PreparedSplits, SplitError, SplitOptions, SplitReader, SplitWriter,
+};
 use thermocline_tiering::worker::Tiering;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -232,8 +234,15 @@ pub struct Search {
     templates: Cache<SplitOptions, SplitReader>,
 }
 
+impl PreparedSplits for Search {
+    fn prepared(&self, topic: TopicId, partition: PartitionId, from: Offset, options: SplitOptions) -> Prepared {
+        self.live.prepared(topic, partition, from, options)
+    }
+}
+
 impl Search {
-    /// `scratch` is a folder for live splits, wiped at start. Blocking for as long as that takes.
+    /// `scratch` is a folder for live splits, wiped at start. Blocking for as long as that takes. From then on `tiering`
+    /// takes over what is indexed here.
     pub fn new(
         config: SearchConfig,
         tiering: Arc<Tiering>,
@@ -245,7 +254,7 @@ impl Search {
         let metrics = Arc::new(SearchMetrics::new(registry)?);
         let live = LiveIndex::open(config.clone(), tiering.clone(), scratch.clone(), clock, metrics.clone())
             .map_err(|source| SearchError::Scratch { path: scratch, source })?;
-        Ok(Arc::new(Self {
+        let search = Arc::new(Self {
             queries: Semaphore::new(config.max_concurrent_queries),
             resources: Resources::new(config.max_concurrent_splits, config.memory_max.as_u64()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
@@ -255,7 +264,10 @@ impl Search {
             reader,
             live,
             metrics,
-        }))
+        });
+        let splits: Arc<dyn PreparedSplits> = search.clone();
+        search.tiering.take_splits_from(Arc::downgrade(&splits));
+        Ok(search)
     }
 
     /// Keeps the live index within a second of the acks; ends when `shutdown` is cancelled.

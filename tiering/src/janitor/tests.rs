@@ -51,7 +51,8 @@ impl Setup {
         let mut head = self.manifests.load(&path()).await.unwrap();
         let segment = batches(head.manifest().next_offset().0, &some_records(1000), 50);
         let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));
-        let job = ArchiveJob { batches: source, aborted: Vec::new(), options: stage_options(FILE_BYTES) };
+        let job =
+            ArchiveJob { batches: source, aborted: Vec::new(), options: stage_options(FILE_BYTES), prepared: None };
         archiver.archive_segment(job, &mut head, &|_: &Arc<Manifest>| {}).await.unwrap();
         assert!(head.manifest().files.len() >= 3);
         head

@@ -37,7 +37,7 @@ pub const FILES_MIN: usize = 4;
 /// A file of this share of the limits, as a divisor, is not merged any more.
 pub const FINISHED_SHARE: u64 = 2;
 /// What Tantivy remembers of each document while it merges.
-const ROW_BYTES: u64 = 8;
+pub(crate) const ROW_BYTES: u64 = 8;
 
 /// How large a merged file may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

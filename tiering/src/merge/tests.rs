@@ -63,7 +63,7 @@ async fn archive(inner: &Arc<InMemory>, index: &[Option<SplitOptions>]) -> Manif
         let batches = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));
         let options = StageOptions { split: *split, ..stage_options(usize::MAX) };
         archiver
-            .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options }, &mut head, &|_| {})
+            .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options, prepared: None }, &mut head, &|_| {})
             .await
             .unwrap();
     }
@@ -170,7 +170,7 @@ async fn files_of_raw_batches_alone_are_merged() {
         let batches = Box::new(move || Ok(Box::new([Ok(undecodable(base, 10))].into_iter()) as Batches));
         let options = StageOptions { split: Some(TEXT), ..stage_options(usize::MAX) };
         archiver
-            .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options }, &mut head, &|_| {})
+            .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options, prepared: None }, &mut head, &|_| {})
             .await
             .unwrap();
     }

@@ -1,5 +1,7 @@
 //! A data file under construction: records go in, from the log or from other files, named objects come out.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use object_store::path::Path as ObjectPath;
 use thermocline_ingest::model::{Offset, Timestamp};
@@ -9,7 +11,7 @@ use super::StageError;
 use crate::manifest::{DataFile, ObjectRef, RawBatch, RawBatches};
 use crate::parquet::{ParquetEncoder, ParquetOptions};
 use crate::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
-use crate::split::{Analyser, SplitError, SplitMerger, SplitOptions, SplitWriter};
+use crate::split::{Analyser, RowDigest, SplitError, SplitMerger, SplitOptions, SplitWriter};
 use crate::verify::ContentDigest;
 
 /// Longest reason stored with a raw batch.
@@ -20,6 +22,7 @@ const REASON_LEN_MAX: usize = 200;
 pub struct StagedArchive {
     file: DataFile,
     objects: Vec<(ObjectPath, Bytes)>,
+    took_splits: bool,
 }
 
 impl StagedArchive {
@@ -30,6 +33,10 @@ impl StagedArchive {
     /// Keys and bytes, the Parquet object first.
     pub fn objects(&self) -> &[(ObjectPath, Bytes)] {
         &self.objects
+    }
+    /// Whether its split was merged from others.
+    pub fn took_splits(&self) -> bool {
+        self.took_splits
     }
     pub(super) fn into_file(self) -> DataFile {
         self.file
@@ -42,7 +49,7 @@ pub(crate) enum Indexing {
     Off,
     /// Each record is indexed as it is added.
     Records(Box<SplitWriter>),
-    /// The splits of the files that the records come from.
+    /// Out of splits that have the records as documents.
     Splits(SplitMerger),
 }
 
@@ -64,11 +71,12 @@ impl Indexing {
         options.filter(|options| options.analyser != Analyser::WordsV1)
     }
 
-    fn finish(self) -> Result<Option<Bytes>, SplitError> {
+    /// `rows`: those of the file. What comes out of other splits must have them, too.
+    fn finish(self, rows: &RowDigest) -> Result<Option<Bytes>, SplitError> {
         match self {
             Self::Off => Ok(None),
             Self::Records(writer) => writer.finish().map(Some),
-            Self::Splits(merger) => merger.finish().map(Some),
+            Self::Splits(merger) => merger.finish_for(rows).map(Some),
         }
     }
 }
@@ -77,6 +85,7 @@ impl Indexing {
 pub(crate) struct FileBuilder {
     parquet: ParquetEncoder,
     index: Indexing,
+    rows: RowDigest,
     digest: ContentDigest,
     raw: BytesMut,
     raw_batches: Vec<RawBatch>,
@@ -94,6 +103,7 @@ impl FileBuilder {
         Ok(Self {
             parquet: ParquetEncoder::new(path.partition, parquet)?,
             index,
+            rows: RowDigest::default(),
             digest: ContentDigest::new(),
             raw: BytesMut::new(),
             raw_batches: Vec::new(),
@@ -112,8 +122,14 @@ impl FileBuilder {
         if let Indexing::Records(writer) = &mut self.index {
             writer.add(record)?;
         }
+        self.rows.add(record.offset, record.timestamp);
         self.see_time(record.timestamp);
         Ok(())
+    }
+
+    /// The split comes out of these; no record was indexed.
+    pub fn index_from(&mut self, splits: SplitMerger) {
+        self.index = Indexing::Splits(splits);
     }
 
     /// Keeps a batch byte for byte.
@@ -178,6 +194,11 @@ impl FileBuilder {
         self.parquet.row_count()
     }
 
+    /// What it stands for so far.
+    pub fn offsets(&self) -> Option<Range<Offset>> {
+        self.range.map(|(base, last)| base..last.next())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.range.is_none()
     }
@@ -210,7 +231,8 @@ impl FileBuilder {
         let rows = self.parquet.row_count();
         let data = object(ObjectKind::Data, self.parquet.finish(&path.topic, base, last)?);
         let indexed = self.index.options();
-        let split = self.index.finish()?.map(|split| object(ObjectKind::Split, split));
+        let took_splits = matches!(self.index, Indexing::Splits(_));
+        let split = self.index.finish(&self.rows)?.map(|split| object(ObjectKind::Split, split));
         let raw = match self.raw_batches {
             batches if batches.is_empty() => None,
             batches => Some(RawBatches { object: object(ObjectKind::Raw, self.raw.freeze()), batches }),
@@ -229,6 +251,6 @@ impl FileBuilder {
             indexed,
             raw,
         };
-        Ok(Some(StagedArchive { file, objects }))
+        Ok(Some(StagedArchive { file, objects, took_splits }))
     }
 }

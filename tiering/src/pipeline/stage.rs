@@ -1,4 +1,5 @@
-//! The first station: sealed batches become the objects of a data file, in memory, in one decode.
+//! The first station: sealed batches become the objects of a data file, in memory, in one decode. The split is made on
+//! the way, or out of the live index's when the file is complete (`prepared.rs`).
 //!
 //! # Transactions
 //! Only what every transaction of has ended is archived, so that it is known what was aborted. Batches of aborted
@@ -20,11 +21,13 @@ use thermocline_ingest::log::{AbortedTransaction, LogError};
 use thermocline_ingest::model::Offset;
 use thermocline_ingest::read::is_committed;
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
+use tracing::warn;
 
 use super::builder::{FileBuilder, Indexing, StagedArchive};
+use super::prepared::{PreparedSource, ends_with_split};
 use crate::parquet::{ParquetError, ParquetOptions, to_micros};
 use crate::paths::PartitionPath;
-use crate::split::{SplitError, SplitOptions, SplitWriter};
+use crate::split::{Prepared, SplitError, SplitOptions, SplitWriter};
 
 /// Why a marker is kept.
 const MARKER: &str = "transaction marker at the end of a file";
@@ -61,13 +64,24 @@ pub struct StageOptions {
 }
 
 impl StageOptions {
-    fn new_file(&self) -> Result<FileBuilder, StageError> {
+    fn new_file(&self, indexing: FileIndexing) -> Result<FileBuilder, StageError> {
         let index = match self.split {
-            Some(options) => Indexing::Records(Box::new(SplitWriter::new(options)?)),
-            None => Indexing::Off,
+            Some(options) if indexing == FileIndexing::Records => {
+                Indexing::Records(Box::new(SplitWriter::new(options)?))
+            }
+            _ => Indexing::Off,
         };
         FileBuilder::new(&self.path, self.parquet, index)
     }
+}
+
+/// Where the split of a file comes from, if it has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FileIndexing {
+    /// Each record is indexed on its way into the file.
+    Records,
+    /// Splits that are there already, once the file is complete.
+    Prepared,
 }
 
 /// Cuts a segment into data files, one at a time. Blocking and CPU-bound.
@@ -77,6 +91,7 @@ pub struct Stager {
     aborted: Vec<AbortedTransaction>,
     batches: Option<Batches>,
     decoder: BatchDecoder,
+    prepared: Option<PreparedSource>,
     /// the next offset to stage
     position: Offset,
     check_first: bool,
@@ -105,24 +120,92 @@ impl From<BatchError> for FeedError {
 }
 
 impl Stager {
-    /// Stages what `source` has from the batch that holds `from` on, less what was `aborted`.
-    pub fn new(source: BatchSource, aborted: Vec<AbortedTransaction>, from: Offset, options: StageOptions) -> Self {
+    /// Stages what `source` has from the batch that holds `from` on, less what was `aborted`. Splits come from `prepared`
+    /// as far as possible.
+    pub fn new(
+        source: BatchSource,
+        aborted: Vec<AbortedTransaction>,
+        from: Offset,
+        options: StageOptions,
+        prepared: Option<PreparedSource>,
+    ) -> Self {
         let decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
-        Self { options, source, aborted, batches: None, decoder, position: from, check_first: false }
+        Self { options, source, aborted, batches: None, decoder, prepared, position: from, check_first: false }
     }
 
     /// The next data file; `None` when the segment is done.
     pub fn next_file(&mut self) -> Result<Option<StagedArchive>, StageError> {
+        let prepared = self.prepared.clone().zip(self.options.split).map(|(source, options)| {
+            let splits = source.look(&self.options.path, self.position, options);
+            (source, options, splits)
+        });
+        let splits = prepared.as_ref().map(|(_, _, splits)| splits);
+        if let Some((source, options, splits)) = &prepared
+            && source.is_ready(splits, self.position)
+        {
+            let (mut file, next) = self.fill(FileIndexing::Prepared, Some(splits))?;
+            if self.take_splits(&mut file, source, *options, splits) {
+                match file.finish(&self.options.path) {
+                    Err(StageError::Split(error)) => self.index_anew(&error),
+                    finished => {
+                        self.position = next;
+                        return finished;
+                    }
+                }
+            }
+            self.batches = None;
+        }
+        let (file, next) = self.fill(FileIndexing::Records, splits)?;
+        self.position = next;
+        file.finish(&self.options.path)
+    }
+
+    /// Gives a complete file the splits that were there before it, or are by now; says whether they are its own.
+    fn take_splits(
+        &self,
+        file: &mut FileBuilder,
+        source: &PreparedSource,
+        options: SplitOptions,
+        before: &Prepared,
+    ) -> bool {
+        let found = match source.splits_of(file, before) {
+            Ok(None) => source.splits_of(file, &source.look(&self.options.path, self.position, options)),
+            found => found,
+        };
+        match found {
+            Ok(Some(splits)) => {
+                file.index_from(splits);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                self.index_anew(&error);
+                false
+            }
+        }
+    }
+
+    fn index_anew(&self, error: &SplitError) {
+        let (path, from) = (self.options.path.root(), self.position);
+        let error: &dyn std::error::Error = error;
+        warn!(%path, %from, error, "splits that were there are of no use; indexing again");
+    }
+
+    /// Puts records into a file until it is large enough or the segment ends. Returns the offset after it.
+    fn fill(&mut self, indexing: FileIndexing, splits: Option<&Prepared>) -> Result<(FileBuilder, Offset), StageError> {
         let mut batches = match self.batches.take() {
             Some(batches) => batches,
             None => (self.source)()?,
         };
-        let mut file = self.options.new_file()?;
+        let bytes_max = self.options.file_bytes_max;
+        let mut file = self.options.new_file(indexing)?;
         let mut position = self.position;
         // A marker that the file would end with.
         let mut marker = None;
         // One batch at least, for an empty file would say that the segment is done.
-        while file.is_empty() || file.size_bytes() < self.options.file_bytes_max {
+        while file.is_empty()
+            || (file.size_bytes() < bytes_max && !ends_with_split(splits, position, file.size_bytes(), bytes_max))
+        {
             let Some(batch) = batches.next().transpose()? else { break };
             let header =
                 BatchHeader::read(&batch).map_err(|source| StageError::Header { expected: position, source })?;
@@ -145,7 +228,7 @@ impl Stager {
                 Fed::StartOver => {
                     self.check_first = true;
                     batches = (self.source)()?;
-                    file = self.options.new_file()?;
+                    file = self.options.new_file(indexing)?;
                     position = self.position;
                 }
             }
@@ -153,9 +236,8 @@ impl Stager {
         if let Some((header, batch)) = marker {
             file.keep_dropped(&header, &batch, MARKER.to_owned());
         }
-        self.position = position;
         self.batches = Some(batches);
-        file.finish(&self.options.path)
+        Ok((file, position))
     }
 
     /// Adds one batch to the file: its records, or the batch as it is.

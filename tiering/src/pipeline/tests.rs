@@ -22,11 +22,11 @@ fn source(batches: &[Bytes]) -> BatchSource {
 }
 
 fn job(batches: &[Bytes]) -> ArchiveJob {
-    ArchiveJob { batches: source(batches), aborted: Vec::new(), options: stage_options(FILE_BYTES) }
+    ArchiveJob { batches: source(batches), aborted: Vec::new(), options: stage_options(FILE_BYTES), prepared: None }
 }
 
 fn stage_all(batches: &[Bytes], from: i64, file_bytes_max: usize) -> Result<Vec<StagedArchive>, StageError> {
-    let mut stager = Stager::new(source(batches), Vec::new(), Offset(from), stage_options(file_bytes_max));
+    let mut stager = Stager::new(source(batches), Vec::new(), Offset(from), stage_options(file_bytes_max), None);
     std::iter::from_fn(|| stager.next_file().transpose()).collect()
 }
 
@@ -101,7 +101,7 @@ fn what_is_not_committed_is_left_out_and_counted() {
     let aborted = vec![AbortedTransaction { first_offset, last_offset, producer_id: 8, last_stable_offset }];
     let stage = |batches: &[Bytes]| {
         let from = BatchHeader::read(&batches[0]).unwrap().base_offset;
-        let mut stager = Stager::new(source(batches), aborted.clone(), from, stage_options(FILE_BYTES));
+        let mut stager = Stager::new(source(batches), aborted.clone(), from, stage_options(FILE_BYTES), None);
         let staged = stager.next_file().unwrap().unwrap();
         assert!(stager.next_file().unwrap().is_none());
         staged.file().clone()

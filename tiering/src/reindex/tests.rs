@@ -46,7 +46,10 @@ async fn archive(inner: &Arc<InMemory>, split: Option<SplitOptions>) -> Manifest
     segment.push(undecodable(RECORDS as i64, 3));
     let batches = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as Batches));
     let options = StageOptions { split, ..stage_options(usize::MAX) };
-    archiver.archive_segment(ArchiveJob { batches, aborted: Vec::new(), options }, &mut head, &|_| {}).await.unwrap();
+    archiver
+        .archive_segment(ArchiveJob { batches, aborted: Vec::new(), options, prepared: None }, &mut head, &|_| {})
+        .await
+        .unwrap();
     head
 }
 

@@ -3,15 +3,16 @@
 //! Tantivy stacks the segments in the order they are given and keeps the documents of each in theirs, as long as an
 //! index is not sorted by a field and has no deletes; both holds for every split. So document `n` of the merged split
 //! is row `n` of the merged file. That this is so is not left to the library: offsets must ascend over all documents
-//! before a merged split is given out.
+//! before a merged split is given out, and whoever has a file for it compares the rows of both ([`RowDigest`]).
 
 use bytes::Bytes;
 use tantivy::directory::RamDirectory;
 use tantivy::indexer::merge_indices;
+use thermocline_ingest::model::{Offset, Timestamp};
 
 use super::package::package;
-use super::reader::SplitReader;
-use super::{SplitError, SplitOptions};
+use super::reader::{SplitReader, column};
+use super::{RowDigest, SplitError, SplitOptions};
 
 /// How the splits of neighbouring files become one.
 pub enum SplitJoin {
@@ -58,28 +59,41 @@ impl SplitMerger {
 
     /// The packaged split. CPU-bound; holds the inputs and the result in memory.
     pub fn finish(self) -> Result<Bytes, SplitError> {
+        self.finish_if(|_| Ok(()))
+    }
+
+    /// The packaged split of a file with these rows.
+    pub fn finish_for(self, rows: &RowDigest) -> Result<Bytes, SplitError> {
+        self.finish_if(|found| match found == rows {
+            true => Ok(()),
+            false => Err(SplitError::Rows { docs: found.rows(), rows: rows.rows() }),
+        })
+    }
+
+    fn finish_if(self, check: impl FnOnce(&RowDigest) -> Result<(), SplitError>) -> Result<Bytes, SplitError> {
         let indices: Vec<_> = self.splits.into_iter().map(|split| split.index).collect();
         let directory = RamDirectory::create();
         let merged = merge_indices(&indices, directory.clone())?;
         drop(indices);
-        check_order(&merged)?;
+        check(&rows_of(&merged)?)?;
         package(merged, directory)
     }
 }
 
-/// Offsets ascend from document to document.
-fn check_order(index: &tantivy::Index) -> Result<(), SplitError> {
+/// The documents, whose offsets ascend.
+fn rows_of(index: &tantivy::Index) -> Result<RowDigest, SplitError> {
     let searcher = index.reader()?.searcher();
-    let mut before = None;
+    let (mut rows, mut before) = (RowDigest::default(), None);
     for segment in searcher.segment_readers() {
-        let offsets = segment.fast_fields().i64("offset")?;
+        let (offsets, timestamps) = (column(segment, "offset")?, column(segment, "timestamp")?);
         for doc in 0..segment.max_doc() {
-            let offset = offsets.first(doc).ok_or(SplitError::Schema { field: "offset" })?;
+            let offset = offsets.get_val(doc);
             if let Some(before) = before.filter(|before| *before >= offset) {
                 return Err(SplitError::Order { doc, offset, before });
             }
             before = Some(offset);
+            rows.add(Offset(offset), Timestamp(timestamps.get_val(doc)));
         }
     }
-    Ok(())
+    Ok(rows)
 }

@@ -14,7 +14,9 @@ mod json;
 mod merge;
 mod options;
 mod package;
+mod prepared;
 mod reader;
+mod rows;
 mod times;
 mod tokenizer;
 mod writer;
@@ -27,7 +29,9 @@ use std::io;
 pub use in_place::Held;
 pub use merge::{SplitJoin, SplitMerger};
 pub use options::SplitOptions;
+pub use prepared::{Prepared, PreparedSplit, PreparedSplits};
 pub use reader::{SplitReader, local_file};
+pub use rows::RowDigest;
 use tantivy::schema::{
     Field, FieldType, INDEXED, IndexRecordOption, JsonObjectOptions, NumericOptions, Schema, TextFieldIndexing,
     TextOptions,
@@ -64,6 +68,8 @@ pub enum SplitError {
     Segments { found: usize },
     #[error("merging splits: document {doc} has offset {offset}, which does not follow {before}")]
     Order { doc: u32, offset: i64, before: i64 },
+    #[error("a split of {docs} documents is not that of the file's {rows} rows: offsets or timestamps differ")]
+    Rows { docs: u64, rows: u64 },
     #[error("times of a split are damaged: {0}")]
     Times(&'static str),
     #[error("reading a split")]

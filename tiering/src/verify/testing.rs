@@ -22,7 +22,7 @@ pub async fn upload(store: &ColdStore, base: Offset, records: usize, raw: bool) 
     let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
     let split = Some(SplitOptions { json: false, positions: false, ..SplitOptions::default() });
     let options = StageOptions { split, ..stage_options(64 << 20) };
-    let staged = Stager::new(source, Vec::new(), base, options).next_file().unwrap().unwrap();
+    let staged = Stager::new(source, Vec::new(), base, options, None).next_file().unwrap().unwrap();
     for (key, bytes) in staged.objects() {
         store.put(key, bytes.clone()).await.unwrap();
     }

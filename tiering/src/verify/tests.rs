@@ -188,7 +188,7 @@ fn staged(decodable: usize) -> StagedArchive {
     segment.push(undecodable(decodable as i64, 10));
     let source = Box::new(move || Ok(Box::new(segment.clone().into_iter().map(Ok)) as crate::pipeline::Batches));
     let options = StageOptions { split: Some(SplitOptions::default()), ..stage_options(64 << 20) };
-    Stager::new(source, Vec::new(), Offset::ZERO, options).next_file().unwrap().unwrap()
+    Stager::new(source, Vec::new(), Offset::ZERO, options, None).next_file().unwrap().unwrap()
 }
 
 /// Without any row there is still a file, and a split, to be read back.

@@ -1,6 +1,9 @@
 //! Building one live split from the log, which is the truth: read, decode, index, write to the scratch folder, open.
 //! Neighbouring splits become one without the log.
 //!
+//! What is archived takes its index over from here (`thermocline_tiering::split::PreparedSplits`). So a chunk ends where
+//! a segment of the log does: an archived file is of one segment.
+//!
 //! A scratch file is a split as the archive writes it (see `thermocline_tiering::split`), named `<number>.split`. It is
 //! not synced and nothing refers to it after the process is gone: the folder is emptied at start.
 
@@ -9,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tantivy::directory::FileHandle;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, Timestamp};
 use thermocline_ingest::read::{ReadError, ReadRange, is_committed};
@@ -33,7 +37,9 @@ pub(crate) struct LiveSplit {
     /// How it was made; the topic may ask for something else by now.
     pub options: SplitOptions,
     pub reader: SplitReader,
-    _file: ScratchFile,
+    /// The whole of it. It can be read for as long as somebody has this, also after the file was removed.
+    pub file: Arc<dyn FileHandle>,
+    _scratch: ScratchFile,
 }
 
 /// Removes the file when the last reader is gone, and is counted in the gauges until then.
@@ -47,7 +53,8 @@ struct ScratchFile {
 /// What is to be indexed.
 pub(crate) struct Chunk {
     pub from: Offset,
-    /// Exclusive; at most the last stable offset: what comes after it may still be aborted.
+    /// Exclusive; at most the last stable offset, for what comes after it may still be aborted, and at most the end of
+    /// the segment.
     pub until: Offset,
     /// Log bytes to read at once.
     pub step_bytes: usize,
@@ -139,7 +146,7 @@ pub(crate) fn join(
     metrics: &Arc<SearchMetrics>,
 ) -> Result<Option<Indexed>, BuildError> {
     let (Some(first), Some(last)) = (members.first(), members.last()) else { return Ok(None) };
-    let readers = members.iter().map(|member| member.reader.clone()).collect();
+    let readers = members.iter().map(|member| in_memory(&member.file)).collect::<Result<_, _>>()?;
     let SplitJoin::Merge(merger) = SplitJoin::of(readers)? else { return Ok(None) };
     let bytes = merger.finish()?;
     let (through, batches_skipped) = (last.span.end, 0);
@@ -157,6 +164,11 @@ pub(crate) fn join(
     Ok(Some(Indexed { split: Some(made.keep(bytes, path, metrics)?), through, batches_skipped }))
 }
 
+/// A merge reads all of a split, term by term: that is too many reads for a file.
+fn in_memory(file: &Arc<dyn FileHandle>) -> Result<SplitReader, SplitError> {
+    SplitReader::open(Arc::new(file.read_bytes(0..file.len())?))
+}
+
 /// What is known of a split before it is a file.
 struct Made {
     span: Range<Offset>,
@@ -171,11 +183,12 @@ impl Made {
     /// Writes the scratch file and opens it.
     fn keep(self, bytes: Bytes, path: PathBuf, metrics: &Arc<SearchMetrics>) -> Result<LiveSplit, BuildError> {
         let scratch = |source| BuildError::Scratch { path: path.clone(), source };
-        let file = ScratchFile::new(path.clone(), self.docs, bytes.len(), metrics.clone());
+        let kept = ScratchFile::new(path.clone(), self.docs, bytes.len(), metrics.clone());
         std::fs::write(&path, &bytes).map_err(scratch)?;
-        let reader = SplitReader::open(local_file(&path).map_err(scratch)?)?;
+        let file = local_file(&path).map_err(scratch)?;
+        let reader = SplitReader::open(file.clone())?;
         let Self { span, min_timestamp, max_timestamp, docs, cost, options } = self;
-        Ok(LiveSplit { span, min_timestamp, max_timestamp, docs, cost, options, reader, _file: file })
+        Ok(LiveSplit { span, min_timestamp, max_timestamp, docs, cost, options, reader, file, _scratch: kept })
     }
 }
 

@@ -8,16 +8,22 @@
 //! 1. A partition's [`Coverage`] keeps its own invariants; readers see immutable snapshots of it.
 //! 2. A split is dropped only when the manifest *as searches read it* ([`Tiering::manifest`]) covers it, or the log
 //!    start has passed it. See `view.rs` for why a search then finds every message once.
-//! 3. At most two splits are being built at any time: the next chunk of one partition, and one merge. Each is bounded
-//!    in memory by the limits in `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what
-//!    is not yet searchable; searches cost a little more until they are done.
+//! 3. At most `search.live_builders` chunks are being indexed at any time, each of another partition, so that chunks of
+//!    a partition are added in order; beside them there is at most one merge. Each is bounded in memory by the limits in
+//!    `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what is not yet searchable;
+//!    searches cost a little more until they are done, and past [`SPLITS_URGENT`] splits they do not wait any more.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
-//! 5. Splits that were made under other settings of the topic are built again one by one, and answer by their own
+//! 5. No split reaches beyond a segment of the log that will be archived, unless the archive lags far behind
+//!    (`plan.rs`). So the archive's split of a segment is merged from those that are here, and no message is cut into
+//!    words twice ([`LiveIndex::prepared`]); what it holds of them stays readable when they are dropped.
+//! 6. Splits that were made under other settings of the topic are built again one by one, and answer by their own
 //!    schema until then.
 //!
 //! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
-//! that are behind take turns, one chunk each, so that a backlog in one does not hold up the others. A partition whose
-//! step fails is left alone for [`FAILURE_PAUSE`] and tried again.
+//! that are behind stand in line, and go to its end after a chunk, so that a backlog in one does not hold up the
+//! others. A split costs something however little is in it; where that is too much for the machine, the line gets
+//! longer, and what gathers in a partition until its turn is one chunk again. A partition whose step fails is left
+//! alone for [`FAILURE_PAUSE`] and tried again.
 //!
 //! | died here | then |
 //! |---|---|
@@ -27,13 +33,16 @@ mod build;
 mod coverage;
 mod plan;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use thermocline_config::SearchConfig;
 use thermocline_ingest::clock::Clock;
@@ -41,7 +50,7 @@ use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId};
 use thermocline_ingest::topics::{Topic, TopicChange};
 use thermocline_tiering::background::Background;
-use thermocline_tiering::split::SplitOptions;
+use thermocline_tiering::split::{Prepared, PreparedSplit, SplitOptions};
 use thermocline_tiering::worker::Tiering;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -51,12 +60,15 @@ use tracing::warn;
 pub(crate) use build::LiveSplit;
 use build::{BuildError, Chunk, Indexed, build, join};
 pub(crate) use coverage::{Coverage, Spans};
-use plan::{Cost, MERGE_COUNT, plan_merge, plan_settle};
+use plan::{Cost, MERGE_COUNT, SPLITS_URGENT, plan};
 
 use super::metrics::SearchMetrics;
 
 /// How long a partition is left alone after a step that failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+/// Chunks indexed at once where `search.live_builders` leaves it to the machine: one for each core, but no more than
+/// this, for each takes memory.
+const BUILDERS_MAX: usize = 4;
 /// How long nothing must be written to a partition before its splits settle.
 const SETTLE_AFTER: Duration = Duration::from_secs(20);
 const MERGE_THREAD: &str = "live-merge";
@@ -88,6 +100,8 @@ struct Progress {
     /// When it was first seen to be behind, if it is.
     behind_since: Option<Timestamp>,
     paused_until: Option<Instant>,
+    /// It waits for a builder, or one is at it.
+    is_in_line: bool,
     /// The last time a split was added; None once it has been quiet since.
     added_at: Option<Instant>,
 }
@@ -123,29 +137,65 @@ impl LiveIndex {
         tokio::join!(self.run_indexing(shutdown), self.run_merging(shutdown));
     }
 
+    /// What the archive may take over.
+    pub fn prepared(&self, topic: TopicId, partition: PartitionId, from: Offset, options: SplitOptions) -> Prepared {
+        let Some(live) = self.partitions.read().get(&(topic, partition)).cloned() else {
+            return Prepared::nothing(from);
+        };
+        let coverage = live.snapshot();
+        let mut through = coverage.indexed_through;
+        let mut splits = Vec::new();
+        for (_, split) in coverage.from(from) {
+            let offsets = split.span();
+            if split.options != options {
+                through = through.min(offsets.start);
+                break;
+            }
+            splits.push(PreparedSplit { offsets, docs: split.docs, file: split.file.clone() });
+        }
+        Prepared::new(splits, from..through.max(from))
+    }
+
     async fn run_indexing(&self, shutdown: &CancellationToken) {
         let mut changes = self.tiering.topics().subscribe();
         self.follow_all();
         let mut tick = tokio::time::interval(self.config.live_interval.as_duration().max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let builders = self.builders();
+        let mut line: VecDeque<Arc<LivePartition>> = VecDeque::new();
+        let mut building = FuturesUnordered::new();
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = tick.tick() => {}
+            while building.len() < builders
+                && let Some(live) = line.pop_front()
+            {
+                building.push(async move {
+                    let is_behind = self.index_next_chunk(&live).await;
+                    (live, is_behind)
+                });
             }
-            // What came since the last tick is one chunk of each partition. Where it is more, rounds follow without a
-            // pause; topics that come and go are seen between them.
-            let mut is_backlog = true;
-            while is_backlog {
-                self.follow(&mut changes);
-                is_backlog = false;
-                for live in self.survey() {
-                    if shutdown.is_cancelled() {
-                        return;
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = tick.tick() => {
+                    self.follow(&mut changes);
+                    line.extend(self.survey());
+                }
+                Some((live, is_behind)) = building.next() => {
+                    if is_behind {
+                        line.push_back(live);
+                    } else {
+                        live.progress.lock().is_in_line = false;
                     }
-                    is_backlog |= self.index_next_chunk(&live).await;
                 }
             }
+        }
+        while building.next().await.is_some() {}
+    }
+
+    /// Chunks to index at once.
+    fn builders(&self) -> usize {
+        match self.config.live_builders {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get).min(BUILDERS_MAX),
+            builders => builders,
         }
     }
 
@@ -212,8 +262,8 @@ impl LiveIndex {
         self.tiering.manifest(partition).archived_through().max(partition.log_start_offset())
     }
 
-    /// Drops what the archive covers and says which partitions have something to index. A partition that is idle costs
-    /// two loads here, whatever their number.
+    /// Drops what the archive covers and says which partitions have something to index and are not in line yet; now
+    /// they are. A partition that is idle costs two loads here, whatever their number.
     fn survey(&self) -> Vec<Arc<LivePartition>> {
         let (now, instant) = (self.clock.now(), Instant::now());
         let mut behind = Vec::new();
@@ -248,7 +298,7 @@ impl LiveIndex {
             }
             progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
             longest_ms = longest_ms.max(progress.behind_since.map_or(0, |since| now.0.saturating_sub(since.0)));
-            if is_behind && !is_paused {
+            if is_behind && !is_paused && !std::mem::replace(&mut progress.is_in_line, true) {
                 behind.push(live.clone());
             }
         }
@@ -260,14 +310,15 @@ impl LiveIndex {
     async fn index_next_chunk(&self, live: &Arc<LivePartition>) -> bool {
         let partition = live.partition.clone();
         let Some(options) = SplitOptions::of_topic(&partition.config()) else { return false };
-        let until = partition.last_stable_offset();
+        let stable = partition.last_stable_offset();
         // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
         let skip_to = self.horizon(&partition).max(partition.local_start_offset());
         let from = live.snapshot().indexed_through.max(skip_to);
-        if from >= until {
+        if from >= stable {
             live.change(|coverage| coverage.drop_below(skip_to));
             return false;
         }
+        let until = live.segment_end(from).map_or(stable, |end| end.min(stable));
         let chunk = Chunk { from, until, step_bytes: self.config.live_chunk_bytes.as_usize(), one_step: true };
         let metrics = self.metrics.clone();
         let path = self.next_path();
@@ -284,20 +335,20 @@ impl LiveIndex {
         if live.snapshot().splits().len() >= MERGE_COUNT {
             self.merges.notify_one();
         }
-        through < until
+        through < stable
     }
 
     /// Replaces neighbouring splits by one, if that is worth it, or one by itself if the topic is to be indexed in another
-    /// way by now. Says whether it did.
+    /// way by now. At low priority, as long as they are not too many. Says whether it did.
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
         let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
         let outdated = snapshot.splits().iter().position(|split| split.options != options);
         let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
         let is_quiet = live.progress.lock().added_at.is_none();
-        let plan = || if is_quiet { plan_settle(&costs) } else { plan_merge(&costs) };
-        let plan = outdated.map(|at| at..at + 1).or_else(plan);
-        let members = plan.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
+        let segments = live.segments_of(&snapshot);
+        let planned = outdated.map(|at| at..at + 1).or_else(|| plan(&costs, &segments, is_quiet));
+        let members = planned.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
         let (Some(first), Some(last)) = (members.first(), members.last()) else { return false };
         // What the archive covers by now may be gone from the log, and is not asked for here any more.
         let skip_to = self.horizon(&live.partition).max(live.partition.local_start_offset());
@@ -315,7 +366,10 @@ impl LiveIndex {
                 None => build(&partition, &chunk, options, path, &metrics),
             },
         };
-        let built = self.merging.run(MERGE_THREAD, work).await;
+        let built = match costs.len() > SPLITS_URGENT {
+            true => tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string()),
+            false => self.merging.run(MERGE_THREAD, work).await.map_err(|error| error.to_string()),
+        };
         let Some(indexed) = self.indexed(live, from, built) else { return false };
         if indexed.through < until {
             return false;
@@ -374,6 +428,22 @@ impl LivePartition {
         // Files of splits that nobody reads any more go here, outside the lock.
         drop(old);
         result
+    }
+
+    /// Where the segment ends in which `offset` lies, if it is sealed and will be archived.
+    fn segment_end(&self, offset: Offset) -> Option<Offset> {
+        if self.is_archived() { self.partition.sealed_end(offset) } else { None }
+    }
+
+    /// Which segment of the log each split begins in; one and the same where the archive will not ask.
+    fn segments_of(&self, coverage: &Coverage<LiveSplit>) -> Vec<usize> {
+        let bases = if self.is_archived() { self.partition.segment_bases() } else { Vec::new() };
+        let segment = |split: &Arc<LiveSplit>| bases.partition_point(|base| *base <= split.span().start);
+        coverage.splits().iter().map(segment).collect()
+    }
+
+    fn is_archived(&self) -> bool {
+        self.partition.config().remote_storage_enable
     }
 
     fn first_readable(&self) -> Offset {

@@ -7,17 +7,29 @@
 //!
 //! A partition that has gone quiet settles: its tail is merged wherever that at least doubles the largest part of it,
 //! so that thousands of quiet partitions keep a few splits each, and a trickle does not rewrite what is large.
+//!
+//! The archive takes over splits that do not reach beyond a segment of the log. So only splits of one segment are
+//! merged, the newest segment first, for the oldest are on their way out. Where archiving lags behind, past
+//! [`SEGMENTS_LOOSE`] of them those that are sealed settle; past [`SEGMENTS_MAX`] segments do not matter any more, and
+//! what lies in them is indexed again when it is archived.
 
 use std::ops::Range;
 
 /// Neighbouring splits of one tier that are merged into one.
 pub(crate) const MERGE_COUNT: usize = 8;
 /// Splits of one partition past which tiers no longer matter.
-pub(crate) const SPLITS_MAX: usize = 64;
+const SPLITS_MAX: usize = 64;
+/// Splits of one partition past which merging them is as urgent as indexing, for a search looks into each of them. A
+/// few for each tier are usual.
+pub(crate) const SPLITS_URGENT: usize = 48;
+/// Segments with live splits past which those of a sealed segment settle.
+const SEGMENTS_LOOSE: usize = 8;
+/// Segments with live splits past which their borders do not matter.
+const SEGMENTS_MAX: usize = 64;
 /// Log bytes of the smallest tier; each further tier is [`MERGE_COUNT`] times larger.
 const TIER_BASE_BYTES: u64 = 4 << 10;
 /// Memory that the records of merged splits may take in one writer; what would take more stays apart.
-pub(crate) const MERGE_MEMORY_MAX: usize = 128 << 20;
+const MERGE_MEMORY_MAX: usize = 128 << 20;
 
 /// What a split cost to build.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +48,27 @@ fn fits(window: &[Cost]) -> bool {
     window.iter().map(|cost| cost.memory_bytes).sum::<usize>() <= MERGE_MEMORY_MAX
 }
 
-/// The splits to merge next, or None where there is nothing to gain.
-pub(crate) fn plan_merge(splits: &[Cost]) -> Option<Range<usize>> {
+/// The splits to merge next, or None where there is nothing to gain. `segments`: which segment each of them lies in,
+/// ascending.
+pub(crate) fn plan(splits: &[Cost], segments: &[usize], is_quiet: bool) -> Option<Range<usize>> {
+    let choose = if is_quiet { plan_settle } else { plan_merge };
+    let mut borders: Vec<usize> = (1..segments.len()).filter(|at| segments.get(at - 1) != segments.get(*at)).collect();
+    borders.push(segments.len());
+    if borders.len() > SEGMENTS_MAX {
+        return choose(splits);
+    }
+    let starts = std::iter::once(0).chain(borders.iter().copied());
+    let groups: Vec<Range<usize>> = starts.zip(borders.iter().copied()).map(|(start, end)| start..end).collect();
+    groups.iter().rev().enumerate().find_map(|(newer, group)| {
+        let settles = newer > 0 && groups.len() > SEGMENTS_LOOSE;
+        let members = splits.get(group.clone())?;
+        let plan = if settles { plan_settle(members) } else { choose(members) };
+        plan.map(|range| group.start + range.start..group.start + range.end)
+    })
+}
+
+/// The same of one segment.
+fn plan_merge(splits: &[Cost]) -> Option<Range<usize>> {
     let windows = || splits.windows(MERGE_COUNT).enumerate().filter(|(_, window)| fits(window));
     let even = windows().filter(|(_, window)| window.iter().all(|cost| tier(cost) == tier(&window[0])));
     let chosen = even.min_by_key(|(_, window)| tier(&window[0])).or_else(|| {
@@ -49,7 +80,7 @@ pub(crate) fn plan_merge(splits: &[Cost]) -> Option<Range<usize>> {
 
 /// What to merge in a partition that nothing is written to: the longest tail whose first split is no larger than the
 /// rest of it, or None.
-pub(crate) fn plan_settle(splits: &[Cost]) -> Option<Range<usize>> {
+fn plan_settle(splits: &[Cost]) -> Option<Range<usize>> {
     let worth = |tail: &[Cost]| match tail {
         [first, rest @ ..] if !rest.is_empty() => {
             fits(tail) && first.log_bytes <= rest.iter().map(|cost| cost.log_bytes).sum()
@@ -109,7 +140,40 @@ mod tests {
         assert_eq!(plan_merge(&[small; 7]), None);
     }
 
+    #[test]
+    fn a_backlog_of_segments_settles_and_then_loses_its_borders() {
+        let plan_of = |segments: usize| {
+            let owners: Vec<usize> = (0..segments * 2).map(|at| at / 2).collect();
+            plan(&vec![Cost { log_bytes: 1 << 20, memory_bytes: 1 }; segments * 2], &owners, false)
+        };
+        assert_eq!(plan_of(SEGMENTS_LOOSE), None);
+        // The newest of those that are sealed.
+        assert_eq!(plan_of(SEGMENTS_LOOSE + 1), Some(2 * SEGMENTS_LOOSE - 2..2 * SEGMENTS_LOOSE));
+        assert_eq!(plan_of(SEGMENTS_MAX + 1), Some(0..MERGE_COUNT));
+    }
+
     proptest! {
+        #[test]
+        fn splits_of_different_segments_are_not_merged(
+            lens in prop::collection::vec(0_usize..40, 1..SEGMENTS_MAX),
+            is_quiet in any::<bool>(),
+        ) {
+            let mut owners: Vec<usize> = lens.iter().enumerate().flat_map(|(n, len)| vec![n; *len]).collect();
+            let mut splits = vec![Cost { log_bytes: 1000, memory_bytes: 1 }; owners.len()];
+            while let Some(range) = plan(&splits, &owners, is_quiet) {
+                prop_assert!(range.len() > 1);
+                prop_assert!(owners[range.clone()].iter().all(|owner| *owner == owners[range.start]));
+                let log_bytes = splits[range.clone()].iter().map(|cost| cost.log_bytes).sum();
+                let owner = owners[range.start];
+                splits.splice(range.clone(), [Cost { log_bytes, memory_bytes: 1 }]);
+                owners.splice(range, [owner]);
+            }
+            for (n, len) in lens.iter().enumerate() {
+                let left = owners.iter().filter(|owner| **owner == n).count();
+                prop_assert!(left < 2 * MERGE_COUNT, "{} of {}", left, len);
+            }
+        }
+
         #[test]
         fn settling_ends_with_few_splits(arrivals in prop::collection::vec(1_u64..100_000, 0..60)) {
             let mut splits: Vec<Cost> =
