@@ -10,6 +10,10 @@ const INT_MAX: i64 = i32::MAX as i64;
 pub(crate) const SEGMENT_BYTES_MIN: i64 = 1024;
 /// What `search.fields` may name, in the order in which it is reported.
 pub(crate) const SEARCH_FIELDS: [&str; 4] = ["value", "json", "key", "headers"];
+/// What `cleanup.policy` may name, in the order in which it is reported.
+pub(crate) const CLEANUP_POLICIES: [&str; 2] = ["compact", "delete"];
+/// Values of `compression.type`.
+pub(crate) const COMPRESSION_TYPES: [&str; 6] = ["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"];
 /// `i64::MAX`, as it is written.
 const UNLIMITED_TEXT: &str = "9223372036854775807";
 
@@ -49,15 +53,23 @@ pub(crate) struct Key {
     pub kind: Type,
     pub rule: Rule,
     pub default: Default,
+    /// What Kafka calls the broker's setting that a topic without its own follows; None where there is no such.
+    pub broker_name: Option<&'static str>,
     pub documentation: &'static str,
 }
 
 const fn key(name: &'static str, kind: Type, rule: Rule, default: &'static str, documentation: &'static str) -> Key {
-    Key { name, kind, rule, default: Default::Fixed(default), documentation }
+    Key { name, kind, rule, default: Default::Fixed(default), broker_name: None, documentation }
 }
 
 const fn from_broker(name: &'static str, kind: Type, rule: Rule, documentation: &'static str) -> Key {
-    Key { name, kind, rule, default: Default::Broker, documentation }
+    Key { name, kind, rule, default: Default::Broker, broker_name: None, documentation }
+}
+
+impl Key {
+    const fn follows(self, broker_name: &'static str) -> Self {
+        Self { broker_name: Some(broker_name), ..self }
+    }
 }
 
 const fn only(
@@ -76,34 +88,41 @@ const fn at_least(min: i64) -> Rule {
 
 /// Every key, in name order.
 pub(crate) static KEYS: [Key; 34] = [
-    only(
+    key(
         "cleanup.policy",
         Type::List,
+        Rule::SomeOf(&CLEANUP_POLICIES),
         "delete",
-        "compaction is not supported",
-        "What happens to old records: they are deleted by retention.ms and retention.bytes.",
-    ),
-    only(
+        "What happens to old records. delete: they go by retention.ms and retention.bytes. compact: of each key the \
+         newest record stays, and a record without a value removes its key. Both at once: compacted, and deleted by \
+         retention. A compacted topic stays on local disk: it is not archived.",
+    )
+    .follows("log.cleanup.policy"),
+    key(
         "compression.type",
         Type::String,
+        Rule::OneOf(&COMPRESSION_TYPES),
         "producer",
-        "batches are kept as the producer compressed them",
-        "Codec of batches in the log: the producer's.",
-    ),
+        "Codec of batches in the log: the producer's, or another that the broker encodes them with as they come.",
+    )
+    .follows("compression.type"),
     key(
         "delete.retention.ms",
         Type::Long,
         at_least(0),
         "86400000",
-        "How long tombstones are kept by compaction; without effect while cleanup.policy is delete.",
-    ),
+        "How long a tombstone stays after the first compaction that met it, for readers that read the log from its start; \
+         without effect while cleanup.policy is delete.",
+    )
+    .follows("log.cleaner.delete.retention.ms"),
     only(
         "file.delete.delay.ms",
         Type::Long,
         "0",
         "files are deleted at once",
         "Wait between dropping a segment and deleting its files.",
-    ),
+    )
+    .follows("log.segment.delete.delay.ms"),
     key(
         "flush.messages",
         Type::Long,
@@ -111,14 +130,16 @@ pub(crate) static KEYS: [Key; 34] = [
         "1",
         "Records after which the log is synced to disk. 1: every acknowledgement waits for the disk. More: \
          acknowledgements do not wait, and a crash of the machine may lose what was not synced.",
-    ),
+    )
+    .follows("log.flush.interval.messages"),
     key(
         "flush.ms",
         Type::Long,
         at_least(1),
         UNLIMITED_TEXT,
         "Longest a record waits for the sync to disk where flush.messages is more than 1.",
-    ),
+    )
+    .follows("log.flush.interval.ms"),
     only(
         "follower.replication.throttled.replicas",
         Type::List,
@@ -131,7 +152,8 @@ pub(crate) static KEYS: [Key; 34] = [
         Type::Int,
         Rule::Number { min: 1, max: INT_MAX },
         "Log bytes between two entries of the offset index.",
-    ),
+    )
+    .follows("log.index.interval.bytes"),
     only(
         "leader.replication.throttled.replicas",
         Type::List,
@@ -145,81 +167,94 @@ pub(crate) static KEYS: [Key; 34] = [
         at_least(-2),
         "-2",
         "Archived bytes that a partition keeps locally as well; -1 is unlimited, -2 means retention.bytes.",
-    ),
+    )
+    .follows("log.local.retention.bytes"),
     from_broker(
         "local.retention.ms",
         Type::Long,
         at_least(-2),
         "How long an archived segment is kept locally as well; -1 is unlimited, -2 means retention.ms.",
-    ),
+    )
+    .follows("log.local.retention.ms"),
     key(
         "max.compaction.lag.ms",
         Type::Long,
         at_least(1),
         UNLIMITED_TEXT,
-        "Longest a record stays out of compaction; without effect while cleanup.policy is delete.",
-    ),
+        "Longest a record stays out of compaction, whatever min.cleanable.dirty.ratio says; segments are sealed in time \
+         for it. Without effect while cleanup.policy is delete.",
+    )
+    .follows("log.cleaner.max.compaction.lag.ms"),
     from_broker(
         "max.message.bytes",
         Type::Int,
         Rule::Number { min: 0, max: INT_MAX },
         "Largest record batch, as the producer sends it.",
-    ),
+    )
+    .follows("message.max.bytes"),
     key(
         "message.timestamp.after.max.ms",
         Type::Long,
         at_least(0),
         "3600000",
         "How far ahead of the broker's clock a record's timestamp may be.",
-    ),
+    )
+    .follows("log.message.timestamp.after.max.ms"),
     key(
         "message.timestamp.before.max.ms",
         Type::Long,
         at_least(0),
         UNLIMITED_TEXT,
         "How far behind the broker's clock a record's timestamp may be.",
-    ),
+    )
+    .follows("log.message.timestamp.before.max.ms"),
     key(
         "message.timestamp.type",
         Type::String,
         Rule::OneOf(&["CreateTime", "LogAppendTime"]),
         "CreateTime",
         "Whether a record carries the producer's time or the time of its arrival.",
-    ),
+    )
+    .follows("log.message.timestamp.type"),
     key(
         "min.cleanable.dirty.ratio",
         Type::Double,
         Rule::Ratio,
         "0.5",
         "Share of the log that must be dirty before it is compacted; without effect while cleanup.policy is delete.",
-    ),
+    )
+    .follows("log.cleaner.min.cleanable.ratio"),
     key(
         "min.compaction.lag.ms",
         Type::Long,
         at_least(0),
         "0",
         "Shortest a record stays out of compaction; without effect while cleanup.policy is delete.",
-    ),
+    )
+    .follows("log.cleaner.min.compaction.lag.ms"),
     only(
         "min.insync.replicas",
         Type::Int,
         "1",
         "this broker keeps one replica",
         "Replicas that must have a record before it is acknowledged to acks=all.",
-    ),
+    )
+    .follows("min.insync.replicas"),
     only(
         "preallocate",
         Type::Boolean,
         "false",
         "segments grow as they are written",
         "Reserve a segment's size on disk when it is made.",
-    ),
+    )
+    .follows("log.preallocate"),
     key(
         "remote.storage.enable",
         Type::Boolean,
         Rule::Flag,
         "true",
-        "Archive sealed segments to the cold tier, where they stay until retention.ms and retention.bytes say otherwise.",
+        "Archive sealed segments to the cold tier, where they stay until retention.ms and retention.bytes say otherwise. \
+         Always false where cleanup.policy is compact.",
     ),
     key(
         "retention.bytes",
@@ -227,8 +262,10 @@ pub(crate) static KEYS: [Key; 34] = [
         at_least(-1),
         "-1",
         "Bytes that a partition keeps, hot and cold together; -1 is unlimited.",
-    ),
-    key("retention.ms", Type::Long, at_least(-1), "-1", "How long records are kept, hot and cold; -1 is unlimited."),
+    )
+    .follows("log.retention.bytes"),
+    key("retention.ms", Type::Long, at_least(-1), "-1", "How long records are kept, hot and cold; -1 is unlimited.")
+    .follows("log.retention.ms"),
     key(
         "search.fast",
         Type::Boolean,
@@ -282,23 +319,28 @@ pub(crate) static KEYS: [Key; 34] = [
         Type::Int,
         Rule::Number { min: SEGMENT_BYTES_MIN, max: INT_MAX },
         "Size at which a segment is sealed and goes to the archive.",
-    ),
+    )
+    .follows("log.segment.bytes"),
     only(
         "segment.index.bytes",
         Type::Int,
         "10485760",
         "indexes grow with their segment",
         "Size of the index that maps offsets to positions.",
-    ),
-    only("segment.jitter.ms", Type::Long, "0", "segments are sealed on time", "Random part taken off segment.ms."),
-    from_broker("segment.ms", Type::Long, at_least(1), "Age at which a segment is sealed even if it is small."),
+    )
+    .follows("log.index.size.max.bytes"),
+    only("segment.jitter.ms", Type::Long, "0", "segments are sealed on time", "Random part taken off segment.ms.")
+    .follows("log.roll.jitter.ms"),
+    from_broker("segment.ms", Type::Long, at_least(1), "Age at which a segment is sealed even if it is small.")
+    .follows("log.roll.ms"),
     only(
         "unclean.leader.election.enable",
         Type::Boolean,
         "false",
         "this broker keeps one replica",
         "Let a replica lead that misses acknowledged records.",
-    ),
+    )
+    .follows("unclean.leader.election.enable"),
 ];
 
 #[cfg(test)]

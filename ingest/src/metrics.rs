@@ -19,6 +19,7 @@ pub const LOG_FAILURES: &str = "thermocline_log_failures_total";
 pub const HOT_BYTES: &str = "thermocline_hot_bytes";
 pub const DISK_FREE_BYTES: &str = "thermocline_disk_free_bytes";
 pub const DISK_RESERVE_REACHED: &str = "thermocline_disk_reserve_reached";
+pub const COMPACTED_BYTES: &str = "thermocline_compacted_bytes_total";
 pub const TRIMMED_EARLY_BYTES: &str = "thermocline_trimmed_early_bytes_total";
 
 /// 0.5 ms to about 16 s.
@@ -43,6 +44,7 @@ pub struct IngestMetrics {
     /// 1 while producers are refused.
     pub disk_reserve_reached: IntGauge,
     pub trimmed_early_bytes: IntCounter,
+    pub compacted_bytes: IntCounter,
 }
 
 impl IngestMetrics {
@@ -72,6 +74,7 @@ impl IngestMetrics {
                 TRIMMED_EARLY_BYTES,
                 "bytes of archived segments whose local copies went early because disk was tight",
             )?,
+            compacted_bytes: IntCounter::new(COMPACTED_BYTES, "bytes of segments that compaction went through")?,
         };
         for counter in [
             &metrics.produced_bytes,
@@ -81,6 +84,7 @@ impl IngestMetrics {
             &metrics.flushes,
             &metrics.log_failures,
             &metrics.trimmed_early_bytes,
+            &metrics.compacted_bytes,
         ] {
             registry.register(Box::new(counter.clone()))?;
         }

@@ -71,12 +71,9 @@ impl GroupCoordinator {
             let (registry, topics) = opening;
             let topic = storage::open_topic(&topics)?;
             let mut partitions = Vec::with_capacity(topic.partitions.len());
-            for (index, partition) in topic.partitions.iter().enumerate() {
+            for partition in &topic.partitions {
                 registry.restore(storage::read_back(partition)?.finish());
-                partitions.push(OffsetsPartition::new(topics.clone(), &topic, index, partition.clone()));
-            }
-            for partition in &mut partitions {
-                partition.measure(&registry)?;
+                partitions.push(OffsetsPartition::new(partition.clone()));
             }
             Ok::<_, StorageError>(partitions)
         })

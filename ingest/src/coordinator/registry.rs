@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use parking_lot::{Mutex, RwLock};
 use thermocline_config::GroupsConfig;
@@ -33,8 +32,6 @@ pub struct Cell {
 pub struct Inner {
     pub group: Group,
     pub offsets: CommittedOffsets,
-    /// The group record that is durable, as bytes; compaction writes it again.
-    pub stored: Option<Bytes>,
     /// When the group entered its state; [`Timestamp::NONE`] where nothing says so.
     pub state_since: Timestamp,
     /// Writes in the queue or under way. A group with any is neither expired nor removed.
@@ -61,7 +58,7 @@ pub struct Registry {
 /// A group as it is found in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredGroup {
-    pub metadata: Option<(GroupMetadata, Bytes)>,
+    pub metadata: Option<GroupMetadata>,
     pub offsets: CommittedOffsets,
 }
 
@@ -70,7 +67,6 @@ impl Inner {
         Self {
             group,
             offsets: CommittedOffsets::default(),
-            stored: None,
             state_since: Timestamp::NONE,
             writes_pending: 0,
             joins: HashMap::new(),
@@ -162,10 +158,9 @@ impl Registry {
             let id: Arc<str> = id.into();
             let mut inner = Inner::new(Group::new(self.limits));
             inner.offsets = stored.offsets;
-            if let Some((metadata, bytes)) = stored.metadata {
+            if let Some(metadata) = stored.metadata {
                 inner.group = Group::restore(self.limits, &metadata, now_ms);
                 inner.state_since = metadata.state_timestamp;
-                inner.stored = Some(bytes);
             }
             self.reschedule(&id, &mut inner);
             cells.insert(id.clone(), Arc::new(Cell { id, inner: Mutex::new(inner) }));
@@ -241,6 +236,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::clock::ManualClock;
     use crate::coordinator::group::JoinRequest;

@@ -86,11 +86,6 @@ impl Writer {
             for encoded in batch {
                 self.apply(encoded, appended.is_ok());
             }
-            if appended.is_ok()
-                && let Err(error) = self.partition.compact_if_due(&self.registry).await
-            {
-                tracing::warn!(partition = %self.partition, %error, "group log not compacted, trying again later");
-            }
         }
     }
 
@@ -131,7 +126,7 @@ impl Writer {
 
     /// Makes a durable change visible, or lets a failed one be known.
     fn apply(&mut self, encoded: Encoded, durable: bool) {
-        let Encoded { write: Write { cell, change, done }, mut records } = encoded;
+        let Write { cell, change, done } = encoded.write;
         let mut inner = cell.inner.lock();
         inner.writes_pending = inner.writes_pending.saturating_sub(1);
         let before = inner.group.state();
@@ -141,18 +136,12 @@ impl Writer {
                     inner.offsets.insert(at, committed);
                 }
             }
-            Change::Forget { offsets, group } if durable => {
+            Change::Forget { offsets, .. } if durable => {
                 for at in &offsets {
                     inner.offsets.remove(at);
                 }
-                if group {
-                    inner.stored = None;
-                }
             }
             Change::Group { ticket, .. } => {
-                if durable {
-                    inner.stored = records.pop().and_then(|(_, value)| value);
-                }
                 inner.group.on_stored(self.registry.now_ms(), ticket, durable);
             }
             Change::Offsets(_) | Change::Forget { .. } => {}

@@ -16,9 +16,9 @@ use crate::model::TopicName;
 use crate::server::Services;
 
 /// Kafka's `ConfigSource`: set for the topic, set in the broker's file, built in.
-pub(super) const SOURCE_TOPIC: i8 = 1;
-pub(super) const SOURCE_STATIC_BROKER: i8 = 4;
-pub(super) const SOURCE_DEFAULT: i8 = 5;
+const SOURCE_TOPIC: i8 = 1;
+const SOURCE_STATIC_BROKER: i8 = 4;
+const SOURCE_DEFAULT: i8 = 5;
 
 /// Kafka's `ConfigResource.Type`.
 pub(super) const RESOURCE_TOPIC: i8 = 2;
@@ -64,7 +64,7 @@ fn describe(services: &Services, resource: &DescribeConfigsResource) -> Result<(
             TopicName::new(name).map_err(|error| (ResponseError::InvalidTopicException, error.to_string()))?;
             let unknown = || (ResponseError::UnknownTopicOrPartition, format!("topic {name} does not exist"));
             let topic = services.topics.get(name).ok_or_else(unknown)?;
-            Ok((topic.config().describe(), SOURCE_TOPIC))
+            Ok((topic.config().describe(services.topics.defaults()), SOURCE_TOPIC))
         }
         RESOURCE_BROKER => {
             let rows = broker_resource(name, &services.broker, &services.kafka, &services.advertised)?;
@@ -99,6 +99,7 @@ fn broker_rows(broker: &BrokerConfig, kafka: &KafkaConfig, advertised: &(String,
     let row = |name, config_type, value: String, default: String, documentation| DescribedConfig {
         name,
         is_default: value == default,
+        broker: None,
         value,
         config_type,
         documentation,
@@ -204,23 +205,49 @@ fn wire_row(
     synonyms: bool,
     documentation: bool,
 ) -> DescribeConfigsResourceResult {
-    let source = if row.is_default { SOURCE_DEFAULT } else { set_source };
-    let (name, value) = (text(row.name), Some(text(&row.value)));
-    let synonym =
-        DescribeConfigsSynonym::default().with_name(name.clone()).with_value(value.clone()).with_source(source);
+    let source = match (set_source, row.is_default) {
+        (SOURCE_TOPIC, _) => source_of(&row),
+        (_, true) => SOURCE_DEFAULT,
+        (other, false) => other,
+    };
+    let listed = if synonyms { synonyms_of(&row, source) } else { Vec::new() };
     DescribeConfigsResourceResult::default()
-        .with_name(name)
-        .with_value(value)
+        .with_name(text(row.name))
+        .with_value(Some(text(&row.value)))
         // A topic's values can be altered; the broker's were chosen in its file.
         .with_read_only(set_source == SOURCE_STATIC_BROKER)
         .with_config_source(source)
-        .with_synonyms(if synonyms { vec![synonym] } else { Vec::new() })
+        .with_synonyms(listed)
         .with_config_type(row.config_type)
         .with_documentation(documentation.then(|| text(row.documentation)))
 }
 
+/// Where the value of a topic's setting comes from.
+pub(super) fn source_of(row: &DescribedConfig) -> i8 {
+    match &row.broker {
+        _ if !row.is_default => SOURCE_TOPIC,
+        Some(broker) if broker.value != broker.built_in => SOURCE_STATIC_BROKER,
+        _ => SOURCE_DEFAULT,
+    }
+}
+
+/// What decides about a setting, under the name that it has there, the first one counting: the topic, the broker's file,
+/// what is built in.
+fn synonyms_of(row: &DescribedConfig, source: i8) -> Vec<DescribeConfigsSynonym> {
+    let synonym = |name: &str, value: &str, source| {
+        DescribeConfigsSynonym::default().with_name(text(name)).with_value(Some(text(value))).with_source(source)
+    };
+    let Some(broker) = &row.broker else { return vec![synonym(row.name, &row.value, source)] };
+    let of_topic = (!row.is_default).then(|| synonym(row.name, &row.value, SOURCE_TOPIC));
+    let in_file = (broker.value != broker.built_in).then(|| synonym(broker.name, &broker.value, SOURCE_STATIC_BROKER));
+    let built_in = synonym(broker.name, &broker.built_in, SOURCE_DEFAULT);
+    of_topic.into_iter().chain(in_file).chain([built_in]).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use thermocline_config::BrokerSetting;
+
     use super::*;
 
     #[test]
@@ -247,16 +274,33 @@ mod tests {
 
     #[test]
     fn rows_say_where_their_value_comes_from() {
-        let row = |is_default| DescribedConfig {
-            name: "segment.bytes",
-            value: "1".to_owned(),
-            is_default,
-            config_type: TYPE_INT,
-            documentation: "size",
+        let row = |is_default, in_file: &str| {
+            let (value, built_in) = (in_file.to_owned(), "7".to_owned());
+            DescribedConfig {
+                name: "segment.bytes",
+                value: "1".to_owned(),
+                is_default,
+                broker: Some(BrokerSetting { name: "log.segment.bytes", value, built_in }),
+                config_type: TYPE_INT,
+                documentation: "size",
+            }
         };
-        assert_eq!(wire_row(row(true), SOURCE_TOPIC, false, false).config_source, SOURCE_DEFAULT);
-        let set = wire_row(row(false), SOURCE_TOPIC, true, true);
-        assert_eq!((set.config_source, set.synonyms.len()), (SOURCE_TOPIC, 1));
-        assert_eq!(set.documentation, Some(text("size")));
+        let described = |row| {
+            let row = wire_row(row, SOURCE_TOPIC, true, true);
+            let synonym =
+                |s: &DescribeConfigsSynonym| (s.name.to_string(), s.value.clone().unwrap().to_string(), s.source);
+            (row.config_source, row.synonyms.iter().map(synonym).collect::<Vec<_>>())
+        };
+        let of = |name: &str, value: &str, source| (name.to_owned(), value.to_owned(), source);
+        let built_in = of("log.segment.bytes", "7", SOURCE_DEFAULT);
+        assert_eq!(described(row(true, "7")), (SOURCE_DEFAULT, vec![built_in.clone()]));
+        let in_file = of("log.segment.bytes", "8", SOURCE_STATIC_BROKER);
+        assert_eq!(described(row(true, "8")), (SOURCE_STATIC_BROKER, vec![in_file.clone(), built_in.clone()]));
+        let of_topic = of("segment.bytes", "1", SOURCE_TOPIC);
+        assert_eq!(described(row(false, "8")), (SOURCE_TOPIC, vec![of_topic, in_file, built_in]));
+        let own = DescribedConfig { broker: None, ..row(false, "7") };
+        assert_eq!(described(own), (SOURCE_TOPIC, vec![of("segment.bytes", "1", SOURCE_TOPIC)]));
+        let set = wire_row(row(false, "7"), SOURCE_TOPIC, false, true);
+        assert_eq!((set.synonyms.len(), set.documentation), (0, Some(text("size"))));
     }
 }

@@ -11,11 +11,11 @@ use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
 use kafka_protocol::messages::{
     CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest, DeleteTopicsResponse, TopicName as WireName,
 };
-use thermocline_config::{BrokerConfig, TopicConfig};
+use thermocline_config::{BrokerConfig, LogConfig, TopicConfig};
 use tracing::info;
 use uuid::Uuid;
 
-use super::configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
+use super::configs::source_of;
 use super::{RequestContext, blocking, text, topic_error};
 use crate::model::{TopicId, TopicName};
 use crate::server::Services;
@@ -145,7 +145,7 @@ async fn create(
         .with_error_message(None)
         .with_num_partitions(partitions)
         .with_replication_factor(REPLICATION_FACTOR)
-        .with_configs(Some(config_rows(&config))))
+        .with_configs(Some(config_rows(&config, services.topics.defaults()))))
 }
 
 /// Creates or validates; the id is nil where nothing was created. Blocking.
@@ -159,14 +159,14 @@ fn apply(topics: &Topics, wanted: Wanted, validate_only: bool) -> Result<(Uuid, 
     Ok((topic.id.0, topic.config()))
 }
 
-fn config_rows(config: &TopicConfig) -> Vec<CreatableTopicConfigs> {
+fn config_rows(config: &TopicConfig, defaults: &LogConfig) -> Vec<CreatableTopicConfigs> {
     let row = |described: thermocline_config::DescribedConfig| {
         CreatableTopicConfigs::default()
             .with_name(text(described.name))
             .with_value(Some(text(&described.value)))
-            .with_config_source(if described.is_default { SOURCE_DEFAULT } else { SOURCE_TOPIC })
+            .with_config_source(source_of(&described))
     };
-    config.describe().into_iter().map(row).collect()
+    config.describe(defaults).into_iter().map(row).collect()
 }
 
 /// Deletes topics by name or, from version 6 on, by id.

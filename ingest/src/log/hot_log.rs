@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use thermocline_config::{LogConfig, TopicConfig};
 use uuid::Uuid;
 
+use super::cleaner::CleanerLimits;
 use super::disk::{DiskWatch, FreeSpace, free_space_of};
 use super::error::{IoContext, LogError};
 use super::flusher::{FlushQueue, Flusher};
@@ -84,12 +85,17 @@ impl HotLog {
         let flusher =
             Flusher::start(flush_queue.clone(), disk.clone(), metrics.clone()).on("start the flusher of", &dir)?;
         let producer_expiration_ms = config.producer_id_expiration.as_millis();
+        let cleaner = CleanerLimits {
+            dedupe_buffer_bytes: config.cleaner_dedupe_buffer_bytes.as_usize(),
+            bytes_per_second: config.cleaner_bytes_per_second.as_u64(),
+        };
         let env = Arc::new(LogEnv {
             clock,
             metrics,
             flush_queue,
             disk,
             producer_expiration_ms,
+            cleaner,
             replaced: AtomicBool::new(false),
         });
         Ok(Arc::new(Self {
@@ -153,12 +159,20 @@ impl HotLog {
         fs::remove_dir_all(&removed).on("delete", &removed)
     }
 
+    /// Every partition that is open.
+    pub(super) fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().values().cloned().collect()
+    }
+
+    pub(super) fn cleaner_limits(&self) -> CleanerLimits {
+        self.env.cleaner
+    }
+
     /// Seals segments that are old enough, drops local copies that local retention and the archive allow, expires
     /// producers, looks at the free space and makes room where it is tight. Blocking.
     pub fn maintain(&self) {
         self.env.disk.refresh();
-        let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
-        for partition in partitions {
+        for partition in self.partitions() {
             match partition.maintain() {
                 // Offline was logged when it happened; closed means on its way out.
                 Ok(()) | Err(LogError::Offline { .. } | LogError::Closed(_)) => {}
@@ -182,7 +196,7 @@ impl HotLog {
         if missing == 0 {
             return;
         }
-        let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
+        let partitions = self.partitions();
         let archived: Vec<_> = partitions.iter().map(|partition| partition.archived()).collect();
         let mut freed = 0;
         for ((partition, segments), count) in partitions.iter().zip(&archived).zip(early(&archived, missing)) {

@@ -1,10 +1,12 @@
 //! One partition of the hot log, as the rest of the broker sees it.
 //!
 //! Locks, in the order in which they are taken: `writer` (appends, rolls, seals, closing), `syncing` (one sync and what
-//! follows from it), `segments` (the list; never held during I/O). Offsets that others read are atomics.
+//! follows from it), `cleaning` (one round of compaction; closing sets its flag, for which the round looks, and waits for
+//! it), `changing_files` (sealed segments go or are replaced), `segments` (the list; never held during I/O). Offsets that
+//! others read are atomics.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use thermocline_config::TopicConfig;
 use tokio::sync::watch;
 
 use super::append::Writer;
+use super::cleaner::{Checkpoint, CleanerLimits};
 use super::disk::DiskWatch;
 use super::error::{AppendError, IoContext, LogError};
 use super::flusher::FlushQueue;
@@ -32,6 +35,7 @@ pub(super) struct LogEnv {
     pub flush_queue: Arc<FlushQueue>,
     pub disk: Arc<DiskWatch>,
     pub producer_expiration_ms: i64,
+    pub cleaner: CleanerLimits,
     /// Another broker archives these topics now.
     pub replaced: AtomicBool,
 }
@@ -50,6 +54,12 @@ pub struct Partition {
     /// Held over a sync and the publishing or failing that follows: the kernel reports a failed sync only once, so two
     /// at a time could take the other's failure for a success.
     syncing: Mutex<()>,
+    /// Held while a sealed segment's files go, or others take their place.
+    pub(super) changing_files: Mutex<()>,
+    /// Held over a round of compaction.
+    pub(super) cleaning: Mutex<Checkpoint>,
+    compactions: AtomicU64,
+    compacted_through: AtomicI64,
     high_watermark: watch::Sender<Offset>,
     log_end: AtomicI64,
     log_start: AtomicI64,
@@ -73,7 +83,7 @@ impl Partition {
         log_start: Offset,
         recovered: Recovered,
     ) -> Arc<Self> {
-        let Recovered { segments, writer } = recovered;
+        let Recovered { segments, writer, checkpoint } = recovered;
         let end = writer.next;
         let local_start = segments.first().map_or(end, |segment| segment.base);
         let log_start = if config.remote_storage_enable { log_start } else { log_start.max(local_start) };
@@ -87,6 +97,10 @@ impl Partition {
             writer: Mutex::new(writer),
             segments: RwLock::new(segments),
             syncing: Mutex::new(()),
+            changing_files: Mutex::new(()),
+            cleaning: Mutex::new(checkpoint),
+            compactions: AtomicU64::new(0),
+            compacted_through: AtomicI64::new(0),
             high_watermark: watch::Sender::new(end),
             log_end: AtomicI64::new(end.0),
             log_start: AtomicI64::new(log_start.0),
@@ -149,6 +163,15 @@ impl Partition {
     pub fn set_log_start_offset(&self, offset: Offset) {
         self.log_start.fetch_max(offset.0, Ordering::AcqRel);
     }
+    /// How often compaction took records out since the start, and below which offset they all lay. What was made from
+    /// the log before may speak of records that are gone.
+    pub fn compactions(&self) -> (u64, Offset) {
+        (self.compactions.load(Ordering::Acquire), Offset(self.compacted_through.load(Ordering::Acquire)))
+    }
+    pub(super) fn note_compaction(&self, through: Offset) {
+        self.compacted_through.fetch_max(through.0, Ordering::AcqRel);
+        self.compactions.fetch_add(1, Ordering::AcqRel);
+    }
     /// Bytes of the local log files.
     pub fn hot_bytes(&self) -> u64 {
         self.segments.read().iter().map(|segment| segment.size_bytes()).sum()
@@ -200,7 +223,7 @@ impl Partition {
             let mut writer = self.writer.lock();
             self.check_open()?;
             writer.producers.expire(now, self.env.producer_expiration_ms);
-            if writer.is_older_than(now, config.segment_ms) {
+            if writer.is_older_than(now, config.segment_age_max_ms()) {
                 self.roll(&mut writer)?;
             }
         }
@@ -232,6 +255,7 @@ impl Partition {
         if count == 0 {
             return Ok(0);
         }
+        let _changing = self.changing_files.lock();
         let dropped: Vec<_> = {
             let mut segments = self.segments.write();
             self.check_open()?;
@@ -254,7 +278,7 @@ impl Partition {
     }
 
     /// All but the active segment.
-    fn sealed(&self) -> Vec<Arc<Segment>> {
+    pub(super) fn sealed(&self) -> Vec<Arc<Segment>> {
         let segments = self.segments.read();
         segments.split_last().map(|(_, sealed)| sealed.to_vec()).unwrap_or_default()
     }
@@ -383,6 +407,7 @@ impl Partition {
 
     fn mark_closed(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
+            drop(self.cleaning.lock());
             self.env.metrics.hot_bytes.sub(gauge(self.hot_bytes()));
             self.high_watermark.send_modify(|_| {});
         }

@@ -55,40 +55,9 @@ fn the_last_record_of_a_key_counts() {
     let groups = replay.finish();
     assert_eq!(groups.keys().collect::<Vec<_>>(), ["g"]);
     let group = &groups["g"];
-    assert_eq!(group.metadata, Some((later.clone(), later.encode().unwrap())));
+    assert_eq!(group.metadata, Some(later));
     assert_eq!(group.offsets.get("t", PartitionId(0)), Some(&committed(3)));
     assert_eq!(group.offsets.get("t", PartitionId(1)), None);
-}
-
-#[test]
-fn writing_the_live_state_again_changes_nothing() {
-    let metadata = GroupMetadata { protocol_type: "consumer".to_owned(), generation: 4, ..GroupMetadata::default() };
-    let records = vec![
-        (records::group_key("g").unwrap(), Some(metadata.encode().unwrap())),
-        (records::offset_key("g", "t", 0).unwrap(), Some(records::encode_offset(&committed(1)).unwrap())),
-        (records::offset_key("g", "u", 0).unwrap(), Some(records::encode_offset(&committed(2)).unwrap())),
-        (records::offset_key("g", "u", 0).unwrap(), None),
-    ];
-    let mut before = Replay::default();
-    apply(&mut before, &records);
-    let before = before.finish();
-
-    let registry = Registry::new(
-        thermocline_config::GroupsConfig::default(),
-        Arc::new(crate::clock::ManualClock::at(Timestamp(5_000))),
-    );
-    registry.restore(before.clone());
-    let live: Vec<RawRecord> = registry.list().iter().flat_map(|cell| live_records(cell).unwrap()).collect();
-    // Died anywhere between: the old log with some, all, or only the copies.
-    for copied in 0..=live.len() {
-        let mut replay = Replay::default();
-        apply(&mut replay, &records);
-        apply(&mut replay, &live[..copied]);
-        assert_eq!(replay.finish(), before);
-    }
-    let mut only_copies = Replay::default();
-    apply(&mut only_copies, &live);
-    assert_eq!(only_copies.finish(), before);
 }
 
 #[test]
