@@ -1,5 +1,9 @@
 //! Reading local segments: sparse index, a short walk over headers, then whole batches with one positioned read per
 //! chunk.
+//!
+//! A compacted segment has holes between its batches, and may end in one: a position in a hole is that of the first batch
+//! after it. A segment may be replaced by its compacted form at any time; who has its log open reads on, and who comes to
+//! open a file of it starts over with what is there now.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,6 +18,9 @@ use super::transactions::AbortedTransaction;
 use crate::model::{Offset, Timestamp};
 use crate::read::{BatchRun, ReadError, ReadRange, TimestampedOffset};
 use crate::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
+
+/// How often a read starts over because a segment was replaced under it; each time takes a whole compaction.
+const ATTEMPTS_MAX: usize = 16;
 
 /// Ends the walk over a batch: with the record that was looked for, or because the batch cannot be read.
 enum Stop {
@@ -37,16 +44,25 @@ impl Partition {
             return Err(ReadError::OutOfRange { partition, offset: range.from, log_start, log_end });
         }
         self.check_local(range.from)?;
-        let read = self.read_local(range, range.until.min(log_end)).map_err(|source| {
+        let read = self.read_current(|| {
+            let (compactions, _) = self.compactions();
+            let (mut run, end) = self.read_local(range, range.until.min(log_end))?;
+            run.aborted = self.aborted_local(range.from, end)?;
+            // Whole compactions went by in between: the list may lack what was dropped since the batches were read.
+            if self.compactions().0 != compactions {
+                return Err(LogError::Compacted { path: self.dir.to_path_buf() });
+            }
+            Ok(run)
+        });
+        let run = read.map_err(|source| {
             // A segment that cannot be opened any more has gone since; then the local start says so.
             match self.check_local(range.from) {
                 Err(gone) if source.is_not_found() => gone,
                 _ if self.is_closed() => self.hot(LogError::Closed(self.topic_partition.clone())),
                 _ => self.hot(source),
             }
-        });
-        let (mut run, end) = read?;
-        run.aborted = self.aborted(range.from, end)?;
+        })?;
+        self.check_local(range.from)?;
         Ok(run)
     }
 
@@ -54,16 +70,22 @@ impl Partition {
     /// offset. `BelowLocalStart` where it starts above `from`, also if it does so since just now: then the list may lack
     /// some. Blocking.
     pub fn aborted(&self, from: Offset, until: Offset) -> Result<Vec<AbortedTransaction>, ReadError> {
+        let aborted = self.read_current(|| self.aborted_local(from, until)).map_err(|source| self.hot(source))?;
+        self.check_local(from)?;
+        Ok(aborted)
+    }
+
+    /// The same; lacks what was dropped meanwhile.
+    pub(super) fn aborted_local(&self, from: Offset, until: Offset) -> Result<Vec<AbortedTransaction>, LogError> {
         let mut aborted = Vec::new();
         for segment in self.segments_with_aborted(from) {
             match segment.aborted(from, until, &mut aborted) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => break,
                 Err(error) if error.is_not_found() => break,
-                Err(error) => return Err(self.hot(error)),
+                Err(error) => return Err(error),
             }
         }
-        self.check_local(from)?;
         aborted.sort_unstable();
         Ok(aborted)
     }
@@ -72,37 +94,56 @@ impl Partition {
     /// Blocking.
     pub fn offset_for_timestamp(&self, timestamp: Timestamp) -> Result<Option<TimestampedOffset>, ReadError> {
         let (from, until) = (self.first_readable(), self.high_watermark());
-        for segment in self.segments_at(from) {
-            if segment.max_timestamp() < timestamp {
-                continue;
+        let found = self.read_current(|| {
+            for segment in self.segments_at(from) {
+                if segment.max_timestamp() < timestamp {
+                    continue;
+                }
+                match first_at_or_after(&segment, timestamp, from, until) {
+                    Ok(None) => {}
+                    Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => {}
+                    found => return found,
+                }
             }
-            match first_at_or_after(&segment, timestamp, from, until) {
-                Ok(None) => {}
-                Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => {}
-                found => return found.map_err(|source| self.hot(source)),
-            }
-        }
-        Ok(None)
+            Ok(None)
+        });
+        found.map_err(|source| self.hot(source))
     }
 
     /// The record with the largest timestamp below the high watermark, of the local ones; the first of several equal
     /// ones. Blocking.
     pub fn max_timestamp(&self) -> Result<Option<TimestampedOffset>, ReadError> {
         let (from, until) = (self.first_readable(), self.high_watermark());
-        let mut best: Option<(Timestamp, Arc<Segment>)> = None;
-        for segment in self.segments_at(from) {
-            let largest = match largest_between(&segment, from, until) {
-                Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => None,
-                largest => largest.map_err(|source| self.hot(source))?,
-            };
-            if let Some(largest) = largest
-                && best.as_ref().is_none_or(|(timestamp, _)| largest > *timestamp)
-            {
-                best = Some((largest, segment));
+        let found = self.read_current(|| {
+            let mut best: Option<(Timestamp, Arc<Segment>)> = None;
+            for segment in self.segments_at(from) {
+                let largest = match largest_between(&segment, from, until) {
+                    Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => None,
+                    largest => largest?,
+                };
+                if let Some(largest) = largest
+                    && best.as_ref().is_none_or(|(timestamp, _)| largest > *timestamp)
+                {
+                    best = Some((largest, segment));
+                }
+            }
+            match best {
+                Some((timestamp, segment)) => first_at_or_after(&segment, timestamp, from, until),
+                None => Ok(None),
+            }
+        });
+        found.map_err(|source| self.hot(source))
+    }
+
+    /// Reads again where a segment was replaced meanwhile.
+    fn read_current<T>(&self, mut read: impl FnMut() -> Result<T, LogError>) -> Result<T, LogError> {
+        let mut attempts = 1;
+        loop {
+            match read() {
+                Err(LogError::Compacted { .. }) if attempts < ATTEMPTS_MAX => attempts += 1,
+                done => return done,
             }
         }
-        let Some((timestamp, segment)) = best else { return Ok(None) };
-        first_at_or_after(&segment, timestamp, from, until).map_err(|source| self.hot(source))
     }
 
     fn check_local(&self, offset: Offset) -> Result<(), ReadError> {
@@ -148,16 +189,26 @@ impl Partition {
         let mut next = range.from;
         while next < until {
             let Some(segment) = self.segment_at(next) else { break };
+            // Before its size is: where a segment is written to, this end is no further than the batches read below.
+            let end = segment.end();
             let log = segment.log()?;
-            let Some(first) = segment.find(&log, next)? else { break };
-            let must_have_one = range.at_least_one && run.chunks.is_empty();
-            let Some(chunk) = read_chunk(&segment, &log, first, until, left, must_have_one)? else { break };
-            left = left.saturating_sub(chunk.bytes.len());
-            next = chunk.next;
-            run.chunks.push(chunk.bytes);
-            if next < segment.end() {
-                break; // the size was reached within the segment
+            match segment.find(&log, next)? {
+                Some(first) => {
+                    let must_have_one = range.at_least_one && run.chunks.is_empty();
+                    let chunk = read_chunk(&segment, &log, first, until, left, must_have_one)?;
+                    let Some(chunk) = chunk else { break };
+                    left = left.saturating_sub(chunk.bytes.len());
+                    next = chunk.next;
+                    run.chunks.push(chunk.bytes);
+                    if !chunk.is_last {
+                        break; // the size was reached within the segment
+                    }
+                }
+                None if next >= end => break,
+                None => {}
             }
+            // A compacted segment may end in a hole.
+            next = next.max(end);
         }
         Ok((run, next))
     }
@@ -168,6 +219,8 @@ struct Chunk {
     bytes: Bytes,
     /// The offset after them.
     next: Offset,
+    /// No batch of the segment follows.
+    is_last: bool,
 }
 
 /// Batches from `first` on that start below `until` and fit `max_bytes`; None if not even the first does.
@@ -181,7 +234,8 @@ fn read_chunk(
 ) -> Result<Option<Chunk>, LogError> {
     let first_size = first.header.size_bytes();
     let budget = if must_have_one { max_bytes.max(first_size) } else { max_bytes };
-    let available = usize::try_from(segment.size_bytes().saturating_sub(first.position)).unwrap_or(usize::MAX);
+    let size_bytes = segment.size_bytes();
+    let available = usize::try_from(size_bytes.saturating_sub(first.position)).unwrap_or(usize::MAX);
     if budget < first_size || available < first_size || first.header.base_offset >= until {
         return Ok(None);
     }
@@ -202,7 +256,8 @@ fn read_chunk(
         next = header.next_offset();
     }
     bytes.truncate(end);
-    Ok(Some(Chunk { bytes: Bytes::from(bytes), next }))
+    let is_last = first.position + end as u64 == size_bytes;
+    Ok(Some(Chunk { bytes: Bytes::from(bytes), next, is_last }))
 }
 
 /// The first record of the segment in `from..until` with a timestamp at or after `timestamp`.

@@ -12,8 +12,8 @@
 //!    in memory by the limits in `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what
 //!    is not yet searchable; searches cost a little more until they are done.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
-//! 5. Splits that were made under other settings of the topic are built again one by one, and answer by their own
-//!    schema until then.
+//! 5. Splits that were made under other settings of the topic, or before it was compacted, are built again one by one,
+//!    and answer by their own schema until then.
 //!
 //! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
 //! that are behind take turns, one chunk each, so that a backlog in one does not hold up the others. A partition whose
@@ -243,7 +243,7 @@ impl LiveIndex {
                 self.merges.notify_one();
             }
             let is_paused = progress.paused_until.is_some_and(|until| until > instant);
-            if !is_paused && coverage.splits().iter().any(|split| split.options != wanted) {
+            if !is_paused && coverage.splits().iter().any(|split| split.is_outdated(wanted, &live.partition)) {
                 self.merges.notify_one();
             }
             progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
@@ -292,7 +292,7 @@ impl LiveIndex {
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
         let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
-        let outdated = snapshot.splits().iter().position(|split| split.options != options);
+        let outdated = snapshot.splits().iter().position(|split| split.is_outdated(options, &live.partition));
         let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
         let is_quiet = live.progress.lock().added_at.is_none();
         let plan = || if is_quiet { plan_settle(&costs) } else { plan_merge(&costs) };
