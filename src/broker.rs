@@ -73,6 +73,7 @@ const TRANSACTIONS: &str = "transaction coordinator";
 const TIERING: &str = "archive";
 const LIVE_INDEX: &str = "live index";
 const MAINTENANCE: &str = "log maintenance";
+const CLEANER: &str = "log cleaner";
 
 /// Producer ids that one epoch may hand out before they could be those of the next.
 const PRODUCER_IDS_PER_EPOCH: u64 = 1 << 32;
@@ -201,7 +202,7 @@ impl Broker {
     /// then the log is flushed and marked clean.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         self.supervisor.stop(&[KAFKA_LISTENER, HTTP_LISTENER], self.shutdown_timeout + LISTENER_GRACE).await;
-        for task in [TRANSACTIONS, COORDINATOR, TIERING, LIVE_INDEX, MAINTENANCE] {
+        for task in [TRANSACTIONS, COORDINATOR, TIERING, LIVE_INDEX, MAINTENANCE, CLEANER] {
             self.supervisor.stop(&[task], BACKGROUND_STOP_MAX).await;
         }
         let (log, data_dir) = (self.log.clone(), self.data_dir.clone());
@@ -234,6 +235,8 @@ impl Broker {
         supervisor.spawn(LIVE_INDEX, |stop| unfailing(search.run(stop)));
         let every = config.log.maintenance_interval.as_duration();
         supervisor.spawn(MAINTENANCE, |stop| maintain(log.clone(), every, stop));
+        let every = config.log.cleaner_backoff.as_duration();
+        supervisor.spawn(CLEANER, |stop| clean(log.clone(), every, stop));
         supervisor.spawn(KAFKA_LISTENER, |stop| server::serve(kafka_listener, kafka, stop));
         supervisor.spawn(HTTP_LISTENER, |stop| http::serve(http_listener, http, stop));
         Self {
@@ -433,6 +436,21 @@ async fn maintain(log: Arc<HotLog>, every: Duration, stop: CancellationToken) ->
             () = log.disk_is_tight() => {
                 let log = log.clone();
                 spawn_blocking(move || log.make_room()).await.map_err(io::Error::other)?;
+            }
+        }
+    }
+}
+
+/// Compacts what is due, again and again. Ends soon after it was told to, in the middle of a partition if need be.
+async fn clean(log: Arc<HotLog>, every: Duration, stop: CancellationToken) -> io::Result<()> {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {
+                let (log, stop) = (log.clone(), stop.clone());
+                spawn_blocking(move || log.clean(&|| stop.is_cancelled())).await.map_err(io::Error::other)?;
             }
         }
     }

@@ -14,5 +14,8 @@ pub use sections::{
     BrokerConfig, CacheConfig, Config, GroupsConfig, HttpConfig, KafkaConfig, LogConfig, SearchConfig, StoreConfig,
     TieringConfig, TransactionsConfig,
 };
-pub use topic::{DescribedConfig, SearchFields, SearchIndex, SearchTokenizer, TopicConfig, TopicConfigError};
+pub use topic::{
+    CleanupPolicy, DescribedConfig, SearchFields, SearchIndex, SearchTokenizer, TopicCompression, TopicConfig,
+    TopicConfigError,
+};
 pub use units::{ByteSize, HumanDuration, ParseQuantityError};

@@ -94,6 +94,12 @@ pub struct LogConfig {
     pub maintenance_interval: HumanDuration,
     /// Free disk below which produce requests are refused; below twice as much, archived local copies go early.
     pub disk_reserve: ByteSize,
+    /// Memory for the keys of one compaction (`log.cleaner.dedupe.buffer.size`).
+    pub cleaner_dedupe_buffer_bytes: ByteSize,
+    /// How often something to compact is looked for (`log.cleaner.backoff.ms`).
+    pub cleaner_backoff: HumanDuration,
+    /// What compaction may read and write; 0 is without limit (`log.cleaner.io.max.bytes.per.second`).
+    pub cleaner_bytes_per_second: ByteSize,
 }
 
 /// Consumer groups.
@@ -268,6 +274,9 @@ impl Default for LogConfig {
             producer_id_expiration: HumanDuration::secs(86_400),
             maintenance_interval: HumanDuration::secs(10),
             disk_reserve: ByteSize::mib(512),
+            cleaner_dedupe_buffer_bytes: ByteSize::mib(32),
+            cleaner_backoff: HumanDuration::secs(15),
+            cleaner_bytes_per_second: ByteSize::bytes(0),
         }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! What this broker cannot do is refused when the topic is made; no value is accepted and then ignored, except those
 //! of compaction, which by definition mean nothing while `cleanup.policy` is `delete`.
+//!
+//! A compacted topic is not archived, as in Kafka (KIP-405): an archive's files hold offset after offset, and are never
+//! rewritten for what a later record makes void. So `remote.storage.enable` is false there, and asking for it is refused.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +45,24 @@ pub struct SearchFields {
     pub headers: bool,
 }
 
+/// What happens to old records (`cleanup.policy`); at least one of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleanupPolicy {
+    pub compact: bool,
+    /// By `retention.*`.
+    pub delete: bool,
+}
+
+/// A codec that the broker encodes a topic's batches with (`compression.type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopicCompression {
+    Uncompressed,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
+}
+
 /// Effective configuration of one topic: overrides over the broker's `[log]` defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopicConfig {
@@ -52,6 +73,19 @@ pub struct TopicConfig {
     pub index_interval_bytes: u64,
     /// Never more than a segment holds.
     pub max_message_bytes: usize,
+    pub cleanup: CleanupPolicy,
+    /// `None` = as the producer compressed it.
+    pub compression: Option<TopicCompression>,
+    /// Age a record must have before it may be compacted; 0 is none.
+    pub min_compaction_lag_ms: i64,
+    /// Age at which a record must be compacted; `None` = unlimited.
+    pub max_compaction_lag_ms: Option<i64>,
+    /// How long a tombstone stays after the first compaction that met it.
+    pub delete_retention_ms: i64,
+    /// How long files of segments that went are kept on disk; 0 is not at all.
+    pub file_delete_delay_ms: i64,
+    /// Share of the log, 0 to 1, that must be dirty before it is compacted.
+    pub min_cleanable_dirty_ratio: f64,
     /// `message.timestamp.type` = LogAppendTime.
     pub log_append_time: bool,
     /// `None` = unlimited.
@@ -70,6 +104,7 @@ pub struct TopicConfig {
     pub local_retention_ms: Option<i64>,
     /// `None` = unlimited.
     pub local_retention_bytes: Option<u64>,
+    /// Never true where it is compacted.
     pub remote_storage_enable: bool,
     pub search_index: SearchIndex,
     pub search_positions: bool,
@@ -125,11 +160,19 @@ impl TopicConfig {
         let segment_bytes = settings.number("segment.bytes");
         let retention_ms = settings.number("retention.ms");
         let retention_bytes = settings.number("retention.bytes");
+        let cleanup = settings.cleanup();
         Ok(Self {
             segment_bytes: segment_bytes.unsigned_abs(),
             segment_ms: settings.number("segment.ms"),
             index_interval_bytes: settings.number("index.interval.bytes").unsigned_abs(),
             max_message_bytes: settings.max_message_bytes(segment_bytes)?,
+            cleanup,
+            compression: settings.compression(),
+            min_compaction_lag_ms: settings.min_compaction_lag()?,
+            max_compaction_lag_ms: limited(settings.number("max.compaction.lag.ms")),
+            delete_retention_ms: settings.number("delete.retention.ms"),
+            file_delete_delay_ms: settings.number("file.delete.delay.ms"),
+            min_cleanable_dirty_ratio: settings.text("min.cleanable.dirty.ratio").parse().unwrap_or_default(),
             log_append_time: settings.text("message.timestamp.type") == "LogAppendTime",
             timestamp_before_max_ms: limited(settings.number("message.timestamp.before.max.ms")),
             timestamp_after_max_ms: limited(settings.number("message.timestamp.after.max.ms")),
@@ -141,7 +184,7 @@ impl TopicConfig {
             local_retention_bytes: settings
                 .local("local.retention.bytes", "retention.bytes", retention_bytes)?
                 .map(i64::unsigned_abs),
-            remote_storage_enable: settings.text("remote.storage.enable") == "true",
+            remote_storage_enable: settings.remote_storage_enable(cleanup)?,
             search_index: match settings.text("search.index").as_str() {
                 "off" => SearchIndex::Off,
                 "text" => SearchIndex::Text,
@@ -172,11 +215,20 @@ impl TopicConfig {
             .collect()
     }
 
+    /// Age at which a segment is sealed: a record can be compacted only once its segment is.
+    pub fn segment_age_max_ms(&self) -> i64 {
+        match self.max_compaction_lag_ms {
+            Some(lag) if self.cleanup.compact => self.segment_ms.min(lag),
+            _ => self.segment_ms,
+        }
+    }
+
     fn effective(&self, key: &Key) -> String {
         if let Some(value) = self.overrides.get(key.name) {
             return normal(key, value);
         }
         match (key.default, key.name) {
+            (_, "remote.storage.enable") => self.remote_storage_enable.to_string(),
             (Default::Fixed(value), _) => value.to_owned(),
             (Default::Broker, "index.interval.bytes") => self.index_interval_bytes.to_string(),
             (Default::Broker, "local.retention.ms") => {
@@ -219,6 +271,50 @@ impl Settings<'_> {
             "segment.bytes" => bytes(log.segment_bytes),
             _ => log.segment_age.as_millis(),
         }
+    }
+
+    fn cleanup(&self) -> CleanupPolicy {
+        let policy = self.text("cleanup.policy");
+        let has = |wanted: &str| members(&policy).any(|member| member == wanted);
+        CleanupPolicy { compact: has("compact"), delete: has("delete") }
+    }
+
+    fn compression(&self) -> Option<TopicCompression> {
+        match self.text("compression.type").as_str() {
+            "uncompressed" => Some(TopicCompression::Uncompressed),
+            "gzip" => Some(TopicCompression::Gzip),
+            "snappy" => Some(TopicCompression::Snappy),
+            "lz4" => Some(TopicCompression::Lz4),
+            "zstd" => Some(TopicCompression::Zstd),
+            _ => None,
+        }
+    }
+
+    /// What must be compacted must be allowed to be, as in Kafka (KIP-354).
+    fn min_compaction_lag(&self) -> Result<i64, TopicConfigError> {
+        let (min, max) = (self.number("min.compaction.lag.ms"), self.number("max.compaction.lag.ms"));
+        if min > max {
+            return Err(TopicConfigError::Value {
+                key: "min.compaction.lag.ms",
+                value: min.to_string(),
+                allowed: format!("it must not exceed max.compaction.lag.ms, which is {max}"),
+            });
+        }
+        Ok(min)
+    }
+
+    /// The default yields where the topic is compacted; asking for both is refused.
+    fn remote_storage_enable(&self, cleanup: CleanupPolicy) -> Result<bool, TopicConfigError> {
+        let wanted = self.text("remote.storage.enable") == "true";
+        if wanted && cleanup.compact && self.overrides.contains_key("remote.storage.enable") {
+            return Err(TopicConfigError::Value {
+                key: "remote.storage.enable",
+                value: "true".to_owned(),
+                allowed: "it must be false where cleanup.policy is compact: a compacted topic is not archived"
+                    .to_owned(),
+            });
+        }
+        Ok(wanted && !cleanup.compact)
     }
 
     /// Leaves of JSON are not indexed where `search.index` is `text`: asking for them then is refused, the default does
@@ -376,6 +472,13 @@ mod tests {
                 segment_ms: 3_600_000,
                 index_interval_bytes: 4096,
                 max_message_bytes: 1_048_588,
+                cleanup: CleanupPolicy { compact: false, delete: true },
+                compression: None,
+                min_compaction_lag_ms: 0,
+                max_compaction_lag_ms: None,
+                delete_retention_ms: 86_400_000,
+                file_delete_delay_ms: 0,
+                min_cleanable_dirty_ratio: 0.5,
                 log_append_time: false,
                 timestamp_before_max_ms: None,
                 timestamp_after_max_ms: Some(3_600_000),
@@ -463,14 +566,16 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused() {
         for (key, value) in [
-            ("cleanup.policy", "compact"),
-            ("cleanup.policy", "compact,delete"),
-            ("compression.type", "zstd"),
+            ("cleanup.policy", "shrink"),
+            ("cleanup.policy", ""),
+            ("compression.type", "none"),
+            ("min.compaction.lag.ms", "-1"),
+            ("max.compaction.lag.ms", "0"),
             ("min.insync.replicas", "2"),
             ("preallocate", "true"),
             ("segment.jitter.ms", "1"),
             ("segment.index.bytes", "1"),
-            ("file.delete.delay.ms", "60000"),
+            ("file.delete.delay.ms", "-1"),
             ("unclean.leader.election.enable", "true"),
             ("leader.replication.throttled.replicas", "*"),
             ("segment.bytes", "1000"),
@@ -495,6 +600,34 @@ mod tests {
     }
 
     #[test]
+    fn a_compacted_topic_is_not_archived() {
+        let compacted = config(&[("cleanup.policy", "delete, compact"), ("compression.type", "lz4")]).unwrap();
+        assert_eq!(compacted.cleanup, CleanupPolicy { compact: true, delete: true });
+        assert_eq!((compacted.remote_storage_enable, compacted.compression), (false, Some(TopicCompression::Lz4)));
+        let rows = compacted.describe();
+        let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+        assert_eq!(
+            (row("remote.storage.enable").value.as_str(), row("remote.storage.enable").is_default),
+            ("false", true)
+        );
+        assert_eq!(row("cleanup.policy").value, "compact,delete");
+        assert_eq!(
+            refusal(&[("cleanup.policy", "compact"), ("remote.storage.enable", "true")]),
+            "remote.storage.enable = \"true\" is refused: it must be false where cleanup.policy is compact: a compacted \
+             topic is not archived"
+        );
+        assert!(config(&[("cleanup.policy", "compact"), ("remote.storage.enable", "false")]).is_ok());
+    }
+
+    #[test]
+    fn what_must_be_compacted_is_sealed_in_time() {
+        let lag = [("max.compaction.lag.ms", "1000"), ("min.compaction.lag.ms", "1000")];
+        assert_eq!(config(&lag).unwrap().segment_age_max_ms(), 3_600_000);
+        assert_eq!(config(&[lag[0], ("cleanup.policy", "compact")]).unwrap().segment_age_max_ms(), 1000);
+        assert!(refusal(&[lag[0], ("min.compaction.lag.ms", "1001")]).contains("max.compaction.lag.ms, which is 1000"));
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         assert_eq!(
             refusal(&[("retention.ms", "1000"), ("local.retention.ms", "1001")]),
@@ -508,7 +641,8 @@ mod tests {
 
     #[test]
     fn describes_every_key_as_kafka_does() {
-        let rows = config(&[("retention.ms", "0604800000"), ("flush.messages", "1")]).unwrap().describe();
+        let rows = config(&[("retention.ms", "0604800000"), ("flush.messages", "1")]).unwrap();
+        let rows = rows.describe();
         assert_eq!(rows.len(), KEYS.len());
         let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
         assert_eq!((row("retention.ms").value.as_str(), row("retention.ms").is_default), ("604800000", false));

@@ -10,6 +10,10 @@ const INT_MAX: i64 = i32::MAX as i64;
 pub(crate) const SEGMENT_BYTES_MIN: i64 = 1024;
 /// What `search.fields` may name, in the order in which it is reported.
 pub(crate) const SEARCH_FIELDS: [&str; 4] = ["value", "json", "key", "headers"];
+/// What `cleanup.policy` may name, in the order in which it is reported.
+pub(crate) const CLEANUP_POLICIES: [&str; 2] = ["compact", "delete"];
+/// Values of `compression.type`.
+pub(crate) const COMPRESSION_TYPES: [&str; 6] = ["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"];
 /// `i64::MAX`, as it is written.
 const UNLIMITED_TEXT: &str = "9223372036854775807";
 
@@ -76,33 +80,37 @@ const fn at_least(min: i64) -> Rule {
 
 /// Every key, in name order.
 pub(crate) static KEYS: [Key; 34] = [
-    only(
+    key(
         "cleanup.policy",
         Type::List,
+        Rule::SomeOf(&CLEANUP_POLICIES),
         "delete",
-        "compaction is not supported",
-        "What happens to old records: they are deleted by retention.ms and retention.bytes.",
+        "What happens to old records. delete: they go by retention.ms and retention.bytes. compact: of each key the \
+         newest record stays, and a record without a value removes its key. Both at once: compacted, and deleted by \
+         retention. A compacted topic stays on local disk: it is not archived.",
     ),
-    only(
+    key(
         "compression.type",
         Type::String,
+        Rule::OneOf(&COMPRESSION_TYPES),
         "producer",
-        "batches are kept as the producer compressed them",
-        "Codec of batches in the log: the producer's.",
+        "Codec of batches in the log: the producer's, or another that the broker encodes them with as they come.",
     ),
     key(
         "delete.retention.ms",
         Type::Long,
         at_least(0),
         "86400000",
-        "How long tombstones are kept by compaction; without effect while cleanup.policy is delete.",
+        "How long a tombstone stays after the first compaction that met it, for readers that read the log from its start; \
+         without effect while cleanup.policy is delete.",
     ),
-    only(
+    key(
         "file.delete.delay.ms",
         Type::Long,
+        at_least(0),
         "0",
-        "files are deleted at once",
-        "Wait between dropping a segment and deleting its files.",
+        "Wait between dropping a segment and deleting its files. Where the disk is tight, or the topic is deleted, nothing \
+         waits.",
     ),
     key(
         "flush.messages",
@@ -157,7 +165,8 @@ pub(crate) static KEYS: [Key; 34] = [
         Type::Long,
         at_least(1),
         UNLIMITED_TEXT,
-        "Longest a record stays out of compaction; without effect while cleanup.policy is delete.",
+        "Longest a record stays out of compaction, whatever min.cleanable.dirty.ratio says; segments are sealed in time \
+         for it. Without effect while cleanup.policy is delete.",
     ),
     from_broker(
         "max.message.bytes",
@@ -219,7 +228,8 @@ pub(crate) static KEYS: [Key; 34] = [
         Type::Boolean,
         Rule::Flag,
         "true",
-        "Archive sealed segments to the cold tier, where they stay until retention.ms and retention.bytes say otherwise.",
+        "Archive sealed segments to the cold tier, where they stay until retention.ms and retention.bytes say otherwise. \
+         Always false where cleanup.policy is compact.",
     ),
     key(
         "retention.bytes",

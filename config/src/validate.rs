@@ -181,6 +181,14 @@ fn check_log(checks: &mut Checks, log: &LogConfig, kafka: &KafkaConfig) {
     checks.range("log.producer_id_expiration", log.producer_id_expiration, TICK_MIN, AGE_MAX);
     checks.range("log.maintenance_interval", log.maintenance_interval, TICK_MIN, TICK_MAX);
     checks.range("log.disk_reserve", log.disk_reserve, ByteSize::bytes(0), MEMORY_BYTES_MAX);
+    checks.range(
+        "log.cleaner_dedupe_buffer_bytes",
+        log.cleaner_dedupe_buffer_bytes,
+        BUFFER_BYTES_MIN,
+        MEMORY_BYTES_MAX,
+    );
+    checks.range("log.cleaner_backoff", log.cleaner_backoff, TICK_MIN, TICK_MAX);
+    checks.bandwidth("log.cleaner_bytes_per_second", log.cleaner_bytes_per_second);
 }
 
 fn check_groups(checks: &mut Checks, groups: &GroupsConfig) {

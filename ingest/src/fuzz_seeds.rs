@@ -69,6 +69,7 @@ fn batches(seeds: &mut Seeds) {
         named("headers", 0, &with_headers),
         named("two", 0, &[plain.clone(), with_headers.clone()].concat()),
         named("log-append-time", 4, &with_headers),
+        named("compacted", 10, &with_body(&with_headers, Compression::Lz4, body)),
         named("idempotent", 1, &with_producer(plain.clone(), 9, 1, 40)),
         named("transactional", 1, &into_transactional(plain.into(), 9, 1)),
         named("commit", 1, &encode_marker(9, 1, TransactionOutcome::Commit, Timestamp(5))),

@@ -20,6 +20,7 @@ pub const LOG_FAILURES: &str = "thermocline_log_failures_total";
 pub const HOT_BYTES: &str = "thermocline_hot_bytes";
 pub const DISK_FREE_BYTES: &str = "thermocline_disk_free_bytes";
 pub const DISK_RESERVE_REACHED: &str = "thermocline_disk_reserve_reached";
+pub const COMPACTED_BYTES: &str = "thermocline_compacted_bytes_total";
 pub const TRIMMED_EARLY_BYTES: &str = "thermocline_trimmed_early_bytes_total";
 pub const GROUP_LAG_RECORDS: &str = "thermocline_group_lag_records";
 pub const GROUP_LAG_SERIES_LEFT_OUT: &str = "thermocline_group_lag_series_left_out";
@@ -53,6 +54,7 @@ pub struct IngestMetrics {
     pub fetch_sessions: IntGauge,
     pub fetch_session_partitions: IntGauge,
     pub fetch_sessions_evicted: IntCounter,
+    pub compacted_bytes: IntCounter,
 }
 
 impl IngestMetrics {
@@ -92,6 +94,7 @@ impl IngestMetrics {
                 FETCH_SESSIONS_EVICTED,
                 "fetch sessions that were dropped to make room for others",
             )?,
+            compacted_bytes: IntCounter::new(COMPACTED_BYTES, "bytes of segments that compaction went through")?,
         };
         for counter in [
             &metrics.produced_bytes,
@@ -103,6 +106,7 @@ impl IngestMetrics {
             &metrics.log_failures,
             &metrics.trimmed_early_bytes,
             &metrics.fetch_sessions_evicted,
+            &metrics.compacted_bytes,
         ] {
             registry.register(Box::new(counter.clone()))?;
         }

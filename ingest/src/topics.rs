@@ -34,8 +34,6 @@ pub const PARTITIONS_MAX: i32 = 10_000;
 pub const TOPICS_MAX: usize = 20_000;
 /// Topic changes a slow subscriber may fall behind by before it must look at the whole catalogue again.
 const CHANGES_BUFFERED_MAX: usize = 1024;
-/// Settings that a topic keeps for life. The cold tier is where its log goes on after a restart.
-const SETTINGS_FOR_LIFE: [&str; 1] = ["remote.storage.enable"];
 
 /// A topic that exists. One that grows is another value, which shares partitions and settings with the one before.
 pub struct Topic {
@@ -65,8 +63,15 @@ pub enum TopicError {
     Partitions { topic: TopicName, partitions: i32 },
     #[error("topic {topic} has {has} partitions; {asked} are not more")]
     NotMore { topic: TopicName, has: i32, asked: i32 },
-    #[error("topic {topic}: {key} is chosen when a topic is made, and cannot be changed")]
-    ForLife { topic: TopicName, key: &'static str },
+    /// The cold tier is where an archived topic's log goes on after a restart.
+    #[error(
+        "topic {0}: remote.storage.enable is chosen before a topic has its first record, and cannot be changed; it is false where cleanup.policy is compact"
+    )]
+    Archived(TopicName),
+    #[error(
+        "topic {0} is archived, and its archive cannot be compacted; make another topic with cleanup.policy=compact and copy the records over"
+    )]
+    ArchivedAndCompacted(TopicName),
     #[error("topic {0} would be one more than the {TOPICS_MAX} a broker may have")]
     TooMany(TopicName),
     #[error("topic {0} is internal and cannot be changed or deleted")]
@@ -284,25 +289,47 @@ impl Topics {
         let before = topic.config();
         let mut overrides = before.overrides.clone();
         change(&mut overrides);
-        let config = Arc::new(self.check_config(&topic.name, overrides.clone())?);
-        for (was, is) in before.describe().into_iter().zip(config.describe()) {
-            if was.value != is.value && SETTINGS_FOR_LIFE.contains(&is.name) {
-                return Err(TopicError::ForLife { topic: topic.name.clone(), key: is.name });
-            }
+        let config = self.check_config(&topic.name, overrides)?;
+        let is_empty = topic.partitions.iter().all(|partition| partition.log_end_offset() == Offset::ZERO);
+        if before.remote_storage_enable != config.remote_storage_enable && !is_empty {
+            let name = topic.name.clone();
+            let to_compacted = config.cleanup.compact && !before.cleanup.compact;
+            return Err(if to_compacted { TopicError::ArchivedAndCompacted(name) } else { TopicError::Archived(name) });
         }
         if only_validate {
             return Ok(topic);
         }
+        self.configure(&topic, Arc::new(config))?;
+        Ok(topic)
+    }
+
+    /// A topic that the broker keeps for itself, created if it is missing, with exactly these settings. Blocking.
+    pub fn open_internal(
+        &self,
+        name: &TopicName,
+        partitions: i32,
+        overrides: BTreeMap<String, String>,
+    ) -> Result<Arc<Topic>, TopicError> {
+        let Some(topic) = self.get(name.as_str()) else { return self.create(name, partitions, overrides) };
+        let _changing = self.changing.lock();
+        if topic.config().overrides != overrides {
+            self.configure(&topic, Arc::new(self.check_config(name, overrides)?))?;
+        }
+        Ok(topic)
+    }
+
+    /// Makes settings durable and puts them in force.
+    fn configure(&self, topic: &Topic, config: Arc<TopicConfig>) -> Result<(), TopicError> {
         self.store.put_topic(&TopicRecord {
             name: topic.name.clone(),
             id: topic.id,
             partitions: topic.partition_count(),
-            overrides,
+            overrides: config.overrides.clone(),
             deleting: false,
         })?;
         topic.partitions.iter().for_each(|partition| partition.set_config(config.clone()));
         *topic.config.write() = config;
-        Ok(topic)
+        Ok(())
     }
 
     /// Deletes a topic and its local files, and notes that its archive has to go. Blocking.

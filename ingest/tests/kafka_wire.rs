@@ -11,8 +11,12 @@ mod file_ranges;
 mod groups;
 #[path = "kafka_wire/harness.rs"]
 mod harness;
+#[path = "kafka_wire/idempotence.rs"]
+mod idempotence;
 #[path = "kafka_wire/sessions.rs"]
 mod sessions;
+#[path = "kafka_wire/topic_settings.rs"]
+mod topic_settings;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -178,7 +178,7 @@ pub fn replay(
         pending.push_back(Pending { partition: partition.clone(), manifest: manifest_of(partition), range });
     }
     let decoding = Decoding {
-        decoder: BatchDecoder::with_holes(DECOMPRESSED_BATCH_BYTES_MAX),
+        decoder: BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX),
         rows: Rows::new(format)?,
         from: request.from,
         to: request.to,

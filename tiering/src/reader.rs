@@ -416,7 +416,8 @@ fn hot_records(partition: &Partition, offsets: &[Offset], max_bytes: usize) -> R
             at = offsets.len();
             break;
         }
-        let range = ReadRange { from: offset, until: offset.next(), max_bytes: 1, at_least_one: true };
+        // Where there is a hole, the batch after it says how far it goes.
+        let range = ReadRange { from: offset, until: stable, max_bytes: 1, at_least_one: true };
         let run = match partition.read(&range) {
             Ok(run) => run,
             Err(ReadError::OutOfRange { .. }) => BatchRun::default(),

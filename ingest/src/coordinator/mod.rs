@@ -93,10 +93,7 @@ impl GroupCoordinator {
             let mut partitions = Vec::with_capacity(topic.partitions.len());
             for (index, partition) in topic.partitions.iter().enumerate() {
                 registry.restore(storage::read_back(partition)?.finish());
-                partitions.push(OffsetsPartition::new(topics.clone(), &topic, index, partition.clone()));
-            }
-            for partition in &mut partitions {
-                partition.measure(&registry)?;
+                partitions.push(OffsetsPartition::new(partition.clone(), index, topic.partitions.len()));
             }
             Ok::<_, StorageError>(partitions)
         })

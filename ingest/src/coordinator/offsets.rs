@@ -1,7 +1,7 @@
 //! Committed offsets of one group, in memory. Holds exactly what is durable in `__consumer_offsets`: a commit enters
 //! here after its record is on disk, in the order of the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Offset, PartitionId, Timestamp, TopicName, TopicPartition};
 use crate::record::TransactionOutcome;
@@ -71,63 +71,78 @@ impl CommittedOffsets {
     }
 }
 
-/// Offsets that transactions under way have committed, by producer: in force once the transaction commits, unless the
-/// partition is committed or forgotten otherwise before that. The rules are the same when the log is read back.
+/// Offsets that transactions under way have committed: in force once the transaction commits, unless something newer is
+/// in the log by then. What is newer is decided by places in the log alone, as in Kafka, and not by which transaction
+/// ended first; so the log means the same after it was compacted, which keeps the newest record of a key. The rules are
+/// the same when the log is read back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PendingOffsets {
-    by_producer: BTreeMap<i64, (i16, CommittedOffsets)>,
+    /// Per partition by producer, in the order of the log.
+    by_topic: BTreeMap<TopicName, BTreeMap<PartitionId, Vec<(i64, CommittedOffset)>>>,
 }
 
 impl PendingOffsets {
     pub fn is_empty(&self) -> bool {
-        self.by_producer.is_empty()
+        self.by_topic.is_empty()
     }
 
     /// Whether some transaction has committed for the partition.
     pub fn is_pending(&self, topic: &str, partition: PartitionId) -> bool {
-        self.by_producer.values().any(|(_, offsets)| offsets.get(topic, partition).is_some())
+        self.by_topic.get(topic).is_some_and(|partitions| partitions.contains_key(&partition))
     }
 
-    /// Producer id and epoch, and what is pending.
-    pub fn iter(&self) -> impl Iterator<Item = (i64, i16, &CommittedOffsets)> {
-        self.by_producer.iter().map(|(producer_id, (epoch, offsets))| (*producer_id, *epoch, offsets))
+    /// Ids of the producers that something is pending of.
+    pub fn producers(&self) -> BTreeSet<i64> {
+        self.by_topic.values().flat_map(BTreeMap::values).flatten().map(|(producer_id, _)| *producer_id).collect()
     }
 
-    pub fn insert(&mut self, producer_id: i64, epoch: i16, at: TopicPartition, committed: CommittedOffset) {
-        let (newest, offsets) = self.by_producer.entry(producer_id).or_default();
-        *newest = epoch;
+    pub fn insert(&mut self, producer_id: i64, at: TopicPartition, committed: CommittedOffset) {
+        let waiting = self.by_topic.entry(at.topic).or_default().entry(at.partition).or_default();
+        waiting.retain(|(other, _)| *other != producer_id);
+        waiting.push((producer_id, committed));
+    }
+
+    /// A commit outside of transactions: newer than all that is pending.
+    pub fn commit(&mut self, offsets: &mut CommittedOffsets, at: TopicPartition, committed: CommittedOffset) {
+        self.remove(&at);
         offsets.insert(at, committed);
     }
 
-    /// A commit outside of transactions. It is newer than what is pending, unless it says what is in force already: that
-    /// is a copy, made while the log was compacted.
-    pub fn commit(&mut self, offsets: &mut CommittedOffsets, at: TopicPartition, committed: CommittedOffset) {
-        if offsets.get(at.topic.as_str(), at.partition) != Some(&committed) {
-            self.remove(&at);
-            offsets.insert(at, committed);
-        }
-    }
-
     pub fn remove(&mut self, at: &TopicPartition) {
-        self.by_producer.retain(|_, (_, offsets)| {
-            offsets.remove(at);
-            !offsets.is_empty()
-        });
-    }
-
-    /// The transaction of a producer ends.
-    pub fn end(&mut self, producer_id: i64, outcome: TransactionOutcome, offsets: &mut CommittedOffsets) {
-        let Some((_, pending)) = self.by_producer.remove(&producer_id) else { return };
-        if outcome == TransactionOutcome::Commit {
-            for (topic, partitions) in pending.by_topic {
-                offsets.by_topic.entry(topic).or_default().extend(partitions);
+        if let Some(partitions) = self.by_topic.get_mut(&at.topic) {
+            partitions.remove(&at.partition);
+            if partitions.is_empty() {
+                self.by_topic.remove(&at.topic);
             }
         }
     }
 
+    /// The transaction of a producer ends.
+    pub fn end(&mut self, producer_id: i64, outcome: TransactionOutcome, offsets: &mut CommittedOffsets) {
+        self.by_topic.retain(|topic, partitions| {
+            partitions.retain(|partition, waiting| {
+                if let Some(place) = waiting.iter().position(|(other, _)| *other == producer_id) {
+                    if outcome == TransactionOutcome::Commit {
+                        // Those before it are older, however their transactions end.
+                        if let Some((_, committed)) = waiting.drain(..=place).next_back() {
+                            offsets.insert(TopicPartition::new(topic.clone(), *partition), committed);
+                        }
+                    } else {
+                        waiting.remove(place);
+                    }
+                }
+                !waiting.is_empty()
+            });
+            !partitions.is_empty()
+        });
+    }
+
     /// Partitions of topics for which `gone` is true.
     pub fn of_topics(&self, gone: impl Fn(&TopicName) -> bool) -> Vec<TopicPartition> {
-        self.by_producer.values().flat_map(|(_, offsets)| offsets.of_topics(&gone)).collect()
+        let of_topic = |(topic, partitions): (&TopicName, &BTreeMap<PartitionId, _>)| {
+            partitions.keys().map(|partition| TopicPartition::new(topic.clone(), *partition)).collect::<Vec<_>>()
+        };
+        self.by_topic.iter().filter(|(topic, _)| gone(topic)).flat_map(of_topic).collect()
     }
 }
 
@@ -167,21 +182,45 @@ mod tests {
         };
         pending.commit(&mut offsets, at("a", 0), committed(1, 0));
         for partition in 0..3 {
-            pending.insert(7, 0, at("a", partition), committed(5, 0));
+            pending.insert(7, at("a", partition), committed(5, 0));
         }
-        pending.insert(8, 0, at("a", 0), committed(6, 0));
+        pending.insert(8, at("a", 0), committed(6, 0));
         assert!(pending.is_pending("a", PartitionId(2)) && !pending.is_pending("b", PartitionId(2)));
-        pending.commit(&mut offsets, at("a", 0), committed(1, 0));
-        assert!(pending.is_pending("a", PartitionId(0)), "a copy is not newer");
         pending.commit(&mut offsets, at("a", 1), committed(2, 0));
         pending.end(8, TransactionOutcome::Abort, &mut offsets);
         assert_eq!((get(&offsets, 0), get(&offsets, 1), get(&offsets, 2)), (Some(1), Some(2), None));
         pending.end(7, TransactionOutcome::Commit, &mut offsets);
         assert_eq!((get(&offsets, 0), get(&offsets, 1), get(&offsets, 2)), (Some(5), Some(2), Some(5)));
         assert!(pending.is_empty());
-        pending.insert(7, 0, at("a", 0), committed(9, 0));
+        pending.insert(7, at("a", 0), committed(9, 0));
         pending.remove(&at("a", 0));
         assert!(pending.is_empty(), "nothing is left of it");
+    }
+
+    #[test]
+    fn of_two_transactions_the_later_offset_counts_whichever_ends_first() {
+        use TransactionOutcome::{Abort, Commit};
+        let place = at("a", 0);
+        for (ends, expected) in [
+            ([(7, Commit), (8, Commit)], Some(6)),
+            ([(8, Commit), (7, Commit)], Some(6)),
+            ([(7, Commit), (8, Abort)], Some(5)),
+            ([(8, Abort), (7, Commit)], Some(5)),
+            ([(8, Commit), (7, Abort)], Some(6)),
+            ([(7, Abort), (8, Abort)], None),
+        ] {
+            let (mut offsets, mut pending) = (CommittedOffsets::default(), PendingOffsets::default());
+            pending.insert(7, place.clone(), committed(4, 0));
+            pending.insert(7, place.clone(), committed(5, 0));
+            pending.insert(8, place.clone(), committed(6, 0));
+            assert_eq!(pending.producers(), BTreeSet::from([7, 8]));
+            for (producer_id, outcome) in ends {
+                pending.end(producer_id, outcome, &mut offsets);
+            }
+            assert!(pending.is_empty());
+            let found = offsets.get("a", PartitionId(0)).map(|committed| committed.offset.0);
+            assert_eq!(found, expected, "{ends:?}");
+        }
     }
 
     #[test]

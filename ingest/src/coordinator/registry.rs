@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use parking_lot::{Mutex, RwLock};
 use thermocline_config::GroupsConfig;
@@ -35,8 +34,6 @@ pub struct Inner {
     pub offsets: CommittedOffsets,
     /// A group with any is neither expired nor removed.
     pub pending: PendingOffsets,
-    /// The group record that is durable, as bytes; compaction writes it again.
-    pub stored: Option<Bytes>,
     /// When the group entered its state; [`Timestamp::NONE`] where nothing says so.
     pub state_since: Timestamp,
     /// Writes in the queue or under way. A group with any is neither expired nor removed.
@@ -63,7 +60,7 @@ pub struct Registry {
 /// A group as it is found in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredGroup {
-    pub metadata: Option<(GroupMetadata, Bytes)>,
+    pub metadata: Option<GroupMetadata>,
     pub offsets: CommittedOffsets,
     pub pending: PendingOffsets,
 }
@@ -74,7 +71,6 @@ impl Inner {
             group,
             offsets: CommittedOffsets::default(),
             pending: PendingOffsets::default(),
-            stored: None,
             state_since: Timestamp::NONE,
             writes_pending: 0,
             joins: HashMap::new(),
@@ -167,10 +163,9 @@ impl Registry {
             let mut inner = Inner::new(Group::new(self.limits));
             inner.offsets = stored.offsets;
             inner.pending = stored.pending;
-            if let Some((metadata, bytes)) = stored.metadata {
+            if let Some(metadata) = stored.metadata {
                 inner.group = Group::restore(self.limits, &metadata, now_ms);
                 inner.state_since = metadata.state_timestamp;
-                inner.stored = Some(bytes);
             }
             self.reschedule(&id, &mut inner);
             cells.insert(id.clone(), Arc::new(Cell { id, inner: Mutex::new(inner) }));
@@ -246,6 +241,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::clock::ManualClock;
     use crate::coordinator::group::JoinRequest;

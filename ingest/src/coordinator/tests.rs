@@ -366,7 +366,7 @@ impl World {
             self.append(&write, &records);
         }
         let outcome = if ok { Ok(()) } else { Err(ResponseError::CoordinatorNotAvailable) };
-        self.backlog.extend(apply(&self.coordinator.registry, write, records, outcome));
+        self.backlog.extend(apply(&self.coordinator.registry, write, outcome));
     }
 
     fn append(&mut self, write: &Write, records: &[RawRecord]) {

@@ -1,6 +1,6 @@
-//! The internal topics in which coordinators keep their state: ordinary v2 batches in ordinary topics, never archived,
-//! never expired. State is what is left when a partition is read from its start, the last record of each key counting
-//! and null removing.
+//! The internal topics in which coordinators keep their state: ordinary v2 batches in ordinary topics, compacted by the
+//! log's own cleaner (`log/cleaner.rs`), never archived, never expired. State is what is left when a partition is read
+//! from its start, the last record of each key counting and null removing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::group::GROUP_BYTES_MAX;
 use super::records::RecordError;
-use crate::log::{AppendError, LogError, Partition};
+use crate::log::{AppendError, Partition};
 use crate::model::{Offset, Timestamp, TimestampType, TopicName};
 use crate::read::{ReadError, ReadRange};
 use crate::record::{
@@ -17,7 +17,7 @@ use crate::record::{
 };
 use crate::topics::{Topic, TopicError, Topics};
 
-/// Size at which a segment is sealed: small, as only sealed segments can be dropped, yet room for the largest batch.
+/// Size at which a segment is sealed: small, as only sealed segments are compacted, yet room for the largest batch.
 const SEGMENT_BYTES: u64 = 32 << 20;
 /// Age at which a segment is sealed: only size matters here, and a quiet topic is not to become many files.
 const SEGMENT_MS: i64 = 7 * 86_400_000;
@@ -46,8 +46,6 @@ pub enum StorageError {
     Batch(#[from] BatchError),
     #[error("a coordinator's record cannot be encoded")]
     Record(#[from] RecordError),
-    #[error("dropping old segments of a coordinator's topic")]
-    Trim(#[from] LogError),
     #[error("a task that works on a coordinator's topic was stopped")]
     Stopped(#[from] tokio::task::JoinError),
 }
@@ -56,8 +54,8 @@ pub enum StorageError {
 #[derive(Debug)]
 pub enum Entry<'a> {
     Record {
-        /// Id and epoch of the producer in whose transaction it is.
-        transaction: Option<(i64, i16)>,
+        /// Id of the producer in whose transaction it is.
+        transaction: Option<i64>,
         offset: Offset,
         key: Option<&'a [u8]>,
         value: Option<&'a [u8]>,
@@ -75,18 +73,13 @@ pub fn partition_of(id: &str, count: usize) -> usize {
 
 /// The topic, created with so many partitions if it is missing. Blocking.
 pub fn open_topic(topics: &Topics, name: &str, partitions: i32) -> Result<Arc<Topic>, StorageError> {
-    if let Some(topic) = topics.get(name) {
-        return Ok(topic);
-    }
     let overrides = BTreeMap::from([
+        ("cleanup.policy".to_owned(), "compact".to_owned()),
         ("max.message.bytes".to_owned(), BATCH_BYTES_MAX.to_string()),
-        ("remote.storage.enable".to_owned(), "false".to_owned()),
-        ("retention.bytes".to_owned(), "-1".to_owned()),
-        ("retention.ms".to_owned(), "-1".to_owned()),
         ("segment.bytes".to_owned(), SEGMENT_BYTES.to_string()),
         ("segment.ms".to_owned(), SEGMENT_MS.to_string()),
     ]);
-    Ok(topics.create(&TopicName::new(name)?, partitions, overrides)?)
+    Ok(topics.open_internal(&TopicName::new(name)?, partitions, overrides)?)
 }
 
 /// Hands out everything that a partition of the topic says. Blocking.
@@ -108,7 +101,7 @@ pub fn read_back(partition: &Partition, mut each: impl FnMut(Entry<'_>)) -> Resu
                 }
                 continue;
             }
-            let transaction = header.is_transactional().then_some((header.producer_id, header.producer_epoch));
+            let transaction = header.is_transactional().then_some(header.producer_id);
             decoder.for_each::<StorageError>(&batch, |record| {
                 if record.offset >= start {
                     let (offset, key, value) = (record.offset, record.key, record.value);

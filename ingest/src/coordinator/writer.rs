@@ -137,11 +137,6 @@ impl Writer {
             for encoded in batch {
                 self.apply(encoded, outcome);
             }
-            if appended.is_ok()
-                && let Err(error) = self.partition.compact_if_due(&self.registry).await
-            {
-                tracing::warn!(partition = %self.partition, %error, "group log not compacted, trying again later");
-            }
         }
     }
 
@@ -190,15 +185,14 @@ impl Writer {
 
     /// Makes a durable change visible, or lets a failed one be known.
     fn apply(&mut self, encoded: Encoded, outcome: Result<(), ResponseError>) {
-        let Encoded { job, records } = encoded;
-        match job {
+        match encoded.job {
             Job::Write(write) => {
                 if outcome.is_ok()
                     && let Change::Pending { producer_id, .. } = &write.change
                 {
                     self.pending.entry(*producer_id).or_default().insert(write.cell.id.clone());
                 }
-                self.backlog.extend(apply(&self.registry, write, records, outcome).map(Job::from));
+                self.backlog.extend(apply(&self.registry, write, outcome).map(Job::from));
             }
             Job::End(end) => {
                 if outcome.is_ok() {
@@ -220,12 +214,7 @@ impl Writer {
 }
 
 /// Makes a durable change visible, or lets a failed one be known. What the group wants written next is returned.
-pub(super) fn apply(
-    registry: &Registry,
-    write: Write,
-    mut records: Vec<RawRecord>,
-    outcome: Result<(), ResponseError>,
-) -> Option<Write> {
+pub(super) fn apply(registry: &Registry, write: Write, outcome: Result<(), ResponseError>) -> Option<Write> {
     let Write { cell, change, done } = write;
     let durable = outcome.is_ok();
     let mut inner = cell.inner.lock();
@@ -242,24 +231,18 @@ pub(super) fn apply(
                 pending.commit(in_force, at, committed);
             }
         }
-        Change::Pending { producer_id, epoch, offsets, .. } if durable => {
+        Change::Pending { producer_id, offsets, .. } if durable => {
             for (at, committed) in offsets {
-                pending.insert(producer_id, epoch, at, committed);
+                pending.insert(producer_id, at, committed);
             }
         }
-        Change::Forget { offsets, group } if durable => {
+        Change::Forget { offsets, .. } if durable => {
             for at in &offsets {
                 in_force.remove(at);
                 pending.remove(at);
             }
-            if group {
-                inner.stored = None;
-            }
         }
         Change::Group { ticket, .. } => {
-            if durable {
-                inner.stored = records.pop().and_then(|(_, value)| value);
-            }
             inner.group.on_stored(registry.now_ms(), ticket, durable);
         }
         Change::Offsets(_) | Change::Pending { .. } | Change::Forget { .. } => {}

@@ -56,6 +56,10 @@ async fn delete(
     if topic.is_some_and(|topic| topic.is_internal()) {
         return Err(ResponseError::InvalidTopicException);
     }
+    // As in Kafka: what a compacted topic holds is decided by its keys alone.
+    if !partition.config().cleanup.delete {
+        return Err(ResponseError::PolicyViolation);
+    }
     let before = partition.log_start_offset();
     let start = target(&partition, asked)?;
     let (topics, raised) = (services.topics.clone(), partition.clone());

@@ -218,7 +218,9 @@ pub(crate) fn topic_error(error: &TopicError) -> ResponseError {
         TopicError::Partitions { .. } | TopicError::NotMore { .. } => ResponseError::InvalidPartitions,
         TopicError::TooMany(_) => ResponseError::PolicyViolation,
         TopicError::Internal(_) => ResponseError::TopicDeletionDisabled,
-        TopicError::Config { .. } | TopicError::ForLife { .. } => ResponseError::InvalidConfig,
+        TopicError::Config { .. } | TopicError::Archived(_) | TopicError::ArchivedAndCompacted(_) => {
+            ResponseError::InvalidConfig
+        }
         TopicError::Log { .. } | TopicError::Metadata(_) => ResponseError::KafkaStorageError,
     }
 }

@@ -3,7 +3,8 @@
 //! Two steps. [`produce`] appends: when it returns, the offsets of this request are decided, and the next request of the
 //! connection may begin. [`Produced::settle`] waits for the commit. So an ack with acks=1 or all means: on disk, under the
 //! default flush policy.
-//! The record bytes are slices of the request frame, copied once, into the log. They are not decoded.
+//! The record bytes are slices of the request frame, copied once, into the log. They are not decoded, unless the topic is
+//! compacted, limits the age of records or has a codec of its own; then off the runtime, like the append itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::ProduceRequest;
-use kafka_protocol::messages::produce_response::{PartitionProduceResponse, ProduceResponse, TopicProduceResponse};
+use kafka_protocol::messages::produce_response::{
+    BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
+};
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
@@ -219,6 +222,15 @@ fn row(response: &mut ProduceResponse, topic: usize, partition: usize) -> Option
 fn refuse(row: &mut PartitionProduceResponse, failure: &AppendError) {
     row.error_code = produce_error(failure).code();
     row.error_message = Some(text(&failure.to_string()));
+    // Both are left out below version 8.
+    if let AppendError::Refused(refusal) = failure {
+        let (indexes, reason) = refusal.records();
+        let at = |index: &i32| {
+            let error = BatchIndexAndErrorMessage::default().with_batch_index(*index);
+            error.with_batch_index_error_message(Some(text(reason)))
+        };
+        row.record_errors = indexes.iter().map(at).collect();
+    }
     row.base_offset = -1;
     row.log_append_time_ms = -1;
 }
@@ -235,11 +247,14 @@ fn count(services: &Services, append: &Append, appended: Appended) {
 fn produce_error(failure: &AppendError) -> ResponseError {
     match failure {
         AppendError::Refused(refusal) => match refusal {
-            BatchRefusal::InvalidRecord(_) | BatchRefusal::NotOneBatch(_) | BatchRefusal::BadRecords(_) => {
-                ResponseError::InvalidRecord
-            }
+            BatchRefusal::InvalidRecord(_)
+            | BatchRefusal::NotOneBatch(_)
+            | BatchRefusal::BadRecords(_)
+            | BatchRefusal::KeysMissing { .. } => ResponseError::InvalidRecord,
             BatchRefusal::Corrupt(_) => ResponseError::CorruptMessage,
-            BatchRefusal::MessageTooLarge { .. } => ResponseError::MessageTooLarge,
+            BatchRefusal::MessageTooLarge { .. } | BatchRefusal::DecompressedTooLarge(_) => {
+                ResponseError::MessageTooLarge
+            }
             BatchRefusal::LargerThanSegment { .. } => ResponseError::RecordListTooLarge,
             BatchRefusal::InvalidTimestamp { .. } => ResponseError::InvalidTimestamp,
             BatchRefusal::UnsupportedCompression(_) => ResponseError::UnsupportedCompressionType,

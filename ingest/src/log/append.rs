@@ -1,11 +1,11 @@
-//! The writing end of a partition. What can be done without the lock (validation, CRC, the copy, the time stamp) is
-//! done before it is taken; under it a batch gets its offset and goes to the file with one write.
+//! The writing end of a partition. What can be done without the lock (validation, CRC, the copy, another codec, the time
+//! stamp) is done before it is taken; under it a batch gets its offset and goes to the file with one write.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use thermocline_config::TopicConfig;
+use thermocline_config::{TopicCompression, TopicConfig};
 
 use super::error::{AppendError, IoContext, LogError, TransactionRefusal};
 use super::index::{OffsetEntry, TimeEntry};
@@ -16,8 +16,8 @@ use super::snapshot;
 use super::transactions::{AbortedTransaction, Unstable};
 use crate::model::{LEADER_EPOCH, Offset, Timestamp};
 use crate::record::{
-    BASE_OFFSET, BatchHeader, BatchRefusal, BatchRules, LEADER_EPOCH_FIELD, TransactionOutcome, encode_marker,
-    stamp_log_append_time, validate_batch,
+    BASE_OFFSET, BatchHeader, BatchRefusal, BatchRules, Compression, LEADER_EPOCH_FIELD, TransactionOutcome,
+    check_size, encode_marker, recompress, stamp_log_append_time, validate_batch,
 };
 
 /// What an append did.
@@ -136,7 +136,7 @@ impl Writer {
             && (end > config.segment_bytes
                 || end > POSITION_MAX
                 || self.segment.base.distance_to(last) > POSITION_MAX
-                || self.is_older_than(now, config.segment_ms))
+                || self.is_older_than(now, config.segment_age_max_ms()))
     }
 }
 
@@ -174,7 +174,10 @@ impl Partition {
             let reserve_bytes = self.env.disk.reserve_bytes();
             return Err(AppendError::DiskReserve { partition: self.topic_partition.clone(), reserve_bytes });
         }
-        let mut bytes = batch.to_vec();
+        let mut bytes = match config.compression {
+            Some(target) => recompressed(batch, &mut header, target, &config)?,
+            None => batch.to_vec(),
+        };
         let log_append_time = if config.log_append_time {
             stamp_log_append_time(&mut bytes, &header, now);
             header.max_timestamp = now;
@@ -416,10 +419,31 @@ impl Partition {
     }
 }
 
+/// The batch in the codec of its topic, `header` with it. It must still be one that the topic takes.
+fn recompressed(
+    batch: &[u8],
+    header: &mut BatchHeader,
+    target: TopicCompression,
+    config: &TopicConfig,
+) -> Result<Vec<u8>, BatchRefusal> {
+    let target = match target {
+        TopicCompression::Uncompressed => Compression::None,
+        TopicCompression::Gzip => Compression::Gzip,
+        TopicCompression::Snappy => Compression::Snappy,
+        TopicCompression::Lz4 => Compression::Lz4,
+        TopicCompression::Zstd => Compression::Zstd,
+    };
+    let Some(again) = recompress(batch, header, target)? else { return Ok(batch.to_vec()) };
+    check_size(again.len(), &rules(config))?;
+    *header = BatchHeader::read(&again).map_err(BatchRefusal::BadRecords)?;
+    Ok(again)
+}
+
 fn rules(config: &TopicConfig) -> BatchRules {
     BatchRules {
         message_bytes_max: config.max_message_bytes,
         segment_bytes: config.segment_bytes,
+        keys_required: config.cleanup.compact,
         log_append_time: config.log_append_time,
         timestamp_before_max_ms: config.timestamp_before_max_ms,
         timestamp_after_max_ms: config.timestamp_after_max_ms,

@@ -20,6 +20,10 @@ pub enum LogError {
     Gap { path: PathBuf, end: Offset, next: Offset },
     #[error("{} holds offset {found} at byte {position} where {expected} belongs", path.display())]
     Misplaced { path: PathBuf, position: u64, found: Offset, expected: Offset },
+    #[error("{} was replaced by its compacted form", path.display())]
+    Compacted { path: PathBuf },
+    #[error("{} would be {size_bytes} bytes long when compacted, more than the {limit} that an index can point into", path.display())]
+    CompactedTooLarge { path: PathBuf, size_bytes: u64, limit: u64 },
     #[error("partition {0} is open already")]
     Open(TopicPartition),
     #[error("partition {0} is closed")]

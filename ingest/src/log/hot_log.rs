@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use thermocline_config::{LogConfig, TopicConfig};
 use uuid::Uuid;
 
+use super::cleaner::CleanerLimits;
 use super::disk::{DiskWatch, FreeSpace, free_space_of};
 use super::error::{IoContext, LogError};
 use super::flusher::{FlushQueue, Flusher};
@@ -20,7 +21,7 @@ use super::retention::early;
 use super::segment::{remove_if_there, sync_dir};
 use crate::clock::Clock;
 use crate::metrics::IngestMetrics;
-use crate::model::{Offset, TopicId, TopicPartition};
+use crate::model::{Offset, Timestamp, TopicId, TopicPartition};
 
 const LOCK_FILE: &str = ".lock";
 const CLEAN_MARKER: &str = ".clean_shutdown";
@@ -84,12 +85,17 @@ impl HotLog {
         let flusher =
             Flusher::start(flush_queue.clone(), disk.clone(), metrics.clone()).on("start the flusher of", &dir)?;
         let producer_expiration_ms = config.producer_id_expiration.as_millis();
+        let cleaner = CleanerLimits {
+            dedupe_buffer_bytes: config.cleaner_dedupe_buffer_bytes.as_usize(),
+            bytes_per_second: config.cleaner_bytes_per_second.as_u64(),
+        };
         let env = Arc::new(LogEnv {
             clock,
             metrics,
             flush_queue,
             disk,
             producer_expiration_ms,
+            cleaner,
             replaced: AtomicBool::new(false),
         });
         Ok(Arc::new(Self {
@@ -158,12 +164,20 @@ impl HotLog {
         fs::remove_dir_all(&removed).on("delete", &removed)
     }
 
+    /// Every partition that is open.
+    pub(super) fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().values().cloned().collect()
+    }
+
+    pub(super) fn cleaner_limits(&self) -> CleanerLimits {
+        self.env.cleaner
+    }
+
     /// Seals segments that are old enough, drops local copies that local retention and the archive allow, expires
     /// producers, looks at the free space and makes room where it is tight. Blocking.
     pub fn maintain(&self) {
         self.env.disk.refresh();
-        let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
-        for partition in partitions {
+        for partition in self.partitions() {
             match partition.maintain() {
                 // Offline was logged when it happened; closed means on its way out.
                 Ok(()) | Err(LogError::Offline { .. } | LogError::Closed(_)) => {}
@@ -181,13 +195,23 @@ impl HotLog {
         self.env.disk.tight().await;
     }
 
-    /// While free space is tight, drops local copies of archived segments early, the oldest first. Blocking.
+    /// While free space is tight, deletes what waits to be deleted, and drops local copies of archived segments early, the
+    /// oldest first. Blocking.
     pub fn make_room(&self) {
-        let missing = self.env.disk.shortage_bytes();
+        let mut missing = self.env.disk.shortage_bytes();
         if missing == 0 {
             return;
         }
-        let partitions: Vec<_> = self.partitions.read().values().cloned().collect();
+        let partitions = self.partitions();
+        for partition in &partitions {
+            match partition.deletions.carry_out(Timestamp(i64::MAX)) {
+                Ok(bytes) => missing = missing.saturating_sub(bytes),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(partition = %partition.topic_partition(), error, "files that wait for their deletion are left");
+                }
+            }
+        }
         let archived: Vec<_> = partitions.iter().map(|partition| partition.archived()).collect();
         let mut freed = 0;
         for ((partition, segments), count) in partitions.iter().zip(&archived).zip(early(&archived, missing)) {

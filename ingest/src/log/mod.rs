@@ -8,8 +8,10 @@
 //! | `flusher`, `crew` | group commit: one `fdatasync` per dirty file, side by side, then the high watermark |
 //! | `reading` | batches, offsets by time, out of local segments |
 //! | `file_range` | batches that are sent from the file as they are |
+//! | `cleaner` | compaction: of each key the newest record stays |
 //! | `sealed` | a sealed segment, as the archive reads it |
 //! | `segment`, `index`, `scan` | the files |
+//! | `deletion` | files that are gone for everybody, until it is time to delete them |
 //! | `recovery`, `replay` | from files to a partition, and to what it remembers |
 //! | `producer_state`, `snapshot` | producers: sequences, open transactions; and their file |
 //! | `transactions` | how far readers of committed data may go, and what was aborted |
@@ -24,11 +26,15 @@
 //! <dir>/<topic>-<partition>/<base>.timeindex
 //! <dir>/<topic>-<partition>/<base>.aborted   aborted transactions, where there are any
 //! <dir>/<topic>-<partition>/<next>.snapshot producers as of offset <next>
+//! <dir>/<topic>-<partition>/cleaner.checkpoint, *.cleaned, *.swap: see `cleaner/checkpoint.rs`, `cleaner/swap.rs`
 //! <dir>/<topic>-<partition>.<random>-delete a removed partition whose files are on their way out
 //! ```
 //!
 //! # Invariants
-//! 1. Offsets are dense: a batch starts where the one before it ended, within and across segments.
+//! 1. Offsets are dense as they are appended: a batch starts where the one before it ended, within and across segments,
+//!    and holds a record for each of its offsets. Compaction takes records out of sealed segments and leaves holes: within
+//!    a batch, between batches, and at the end of a segment other than the last compacted one. What a segment spans stays:
+//!    each ends where the next one starts.
 //! 2. A sealed segment, its indexes and its directory entry are on disk before the next segment takes its first byte.
 //!    So only the last segment can be torn, and recovery looks at no other.
 //! 3. Under the default policy the high watermark never passes what `fdatasync` has confirmed, and acks and readers
@@ -39,8 +45,8 @@
 //! 6. A producer's sequence state changes only after its batch was written.
 //! 7. A transactional batch is taken only while its coordinator has the transaction open, and before the marker that
 //!    ends it. The last stable offset never passes an open transaction, nor one whose marker is not durable.
-//! 8. A local segment goes only when the archive has it (or the topic has no archive), or when nobody may read it any
-//!    more.
+//! 8. A local segment goes, other than into its compacted form, only when the archive has it (or the topic has no
+//!    archive), or when nobody may read it any more.
 //!
 //! # Crash table
 //! | died here | then at the next start |
@@ -60,7 +66,9 @@
 //! | removing: after the rename | the leftover folder is removed when the log opens |
 
 mod append;
+mod cleaner;
 mod crew;
+mod deletion;
 mod disk;
 mod error;
 mod file_range;

@@ -1,10 +1,12 @@
 //! One partition of the hot log, as the rest of the broker sees it.
 //!
 //! Locks, in the order in which they are taken: `writer` (appends, rolls, seals, closing), `syncing` (one sync and what
-//! follows from it), `segments` (the list; never held during I/O). Offsets that others read are atomics.
+//! follows from it), `cleaning` (one round of compaction; closing sets its flag, for which the round looks, and waits for
+//! it), `changing_files` (sealed segments go or are replaced), `segments` (the list; never held during I/O). Offsets that
+//! others read are atomics.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use thermocline_config::TopicConfig;
 use tokio::sync::watch;
 
 use super::append::Writer;
+use super::cleaner::{Checkpoint, CleanerLimits};
+use super::deletion::Deletions;
 use super::disk::DiskWatch;
 use super::error::{AppendError, IoContext, LogError};
 use super::flusher::FlushQueue;
@@ -25,7 +29,7 @@ use super::snapshot;
 use super::transactions::Unstable;
 use crate::clock::Clock;
 use crate::metrics::IngestMetrics;
-use crate::model::{Offset, TopicId, TopicPartition};
+use crate::model::{Offset, Timestamp, TopicId, TopicPartition};
 
 /// What all partitions of a broker share.
 pub(super) struct LogEnv {
@@ -34,6 +38,7 @@ pub(super) struct LogEnv {
     pub flush_queue: Arc<FlushQueue>,
     pub disk: Arc<DiskWatch>,
     pub producer_expiration_ms: i64,
+    pub cleaner: CleanerLimits,
     /// Another broker archives these topics now.
     pub replaced: AtomicBool,
 }
@@ -52,6 +57,13 @@ pub struct Partition {
     /// Held over a sync and the publishing or failing that follows: the kernel reports a failed sync only once, so two
     /// at a time could take the other's failure for a success.
     syncing: Mutex<()>,
+    /// Held while a sealed segment's files go, or others take their place.
+    pub(super) changing_files: Mutex<()>,
+    pub(super) deletions: Deletions,
+    /// Held over a round of compaction.
+    pub(super) cleaning: Mutex<Checkpoint>,
+    compactions: AtomicU64,
+    compacted_through: AtomicI64,
     high_watermark: watch::Sender<Offset>,
     /// Changed under `writer` only; held for as long as a look takes.
     pub(super) unstable: Mutex<Unstable>,
@@ -77,7 +89,7 @@ impl Partition {
         log_start: Offset,
         recovered: Recovered,
     ) -> Arc<Self> {
-        let Recovered { segments, writer } = recovered;
+        let Recovered { segments, writer, checkpoint } = recovered;
         let end = writer.next;
         let unstable = Unstable::new(writer.producers.open().clone());
         let local_start = segments.first().map_or(end, |segment| segment.base);
@@ -92,6 +104,11 @@ impl Partition {
             writer: Mutex::new(writer),
             segments: RwLock::new(segments),
             syncing: Mutex::new(()),
+            changing_files: Mutex::new(()),
+            deletions: Deletions::default(),
+            cleaning: Mutex::new(checkpoint),
+            compactions: AtomicU64::new(0),
+            compacted_through: AtomicI64::new(0),
             high_watermark: watch::Sender::new(end),
             unstable: Mutex::new(unstable),
             log_end: AtomicI64::new(end.0),
@@ -168,6 +185,15 @@ impl Partition {
         producers.sort_unstable_by_key(|(id, _)| *id);
         producers
     }
+    /// How often compaction took records out since the start, and below which offset they all lay. What was made from
+    /// the log before may speak of records that are gone.
+    pub fn compactions(&self) -> (u64, Offset) {
+        (self.compactions.load(Ordering::Acquire), Offset(self.compacted_through.load(Ordering::Acquire)))
+    }
+    pub(super) fn note_compaction(&self, through: Offset) {
+        self.compacted_through.fetch_max(through.0, Ordering::AcqRel);
+        self.compactions.fetch_add(1, Ordering::AcqRel);
+    }
     /// Bytes of the local log files.
     pub fn hot_bytes(&self) -> u64 {
         self.segments.read().iter().map(|segment| segment.size_bytes()).sum()
@@ -209,10 +235,11 @@ impl Partition {
         let needless = self.archived_through().max(self.log_start_offset());
         let through = through.min(needless).min(self.high_watermark());
         let count = self.sealed().iter().take_while(|segment| segment.end() <= through).count();
-        self.drop_oldest(count)
+        self.drop_oldest(count, None)
     }
 
-    /// What maintenance does: seals an old active segment, drops what retention lets go, forgets silent producers.
+    /// What maintenance does: seals an old active segment, drops what retention lets go, deletes files that waited long
+    /// enough, forgets silent producers.
     pub(super) fn maintain(&self) -> Result<(), LogError> {
         let now = self.env.clock.now();
         let config = self.config();
@@ -220,7 +247,7 @@ impl Partition {
             let mut writer = self.writer.lock();
             self.check_open()?;
             writer.producers.expire(now, self.env.producer_expiration_ms);
-            if writer.is_older_than(now, config.segment_ms) {
+            if writer.is_older_than(now, config.segment_age_max_ms()) {
                 self.roll(&mut writer)?;
             }
         }
@@ -235,7 +262,8 @@ impl Partition {
             archived_through: self.archived_through(),
         };
         let count = droppable(&held, self.hot_bytes(), horizon, &config);
-        self.drop_oldest(count)?;
+        self.drop_oldest(count, due_after(now, config.file_delete_delay_ms))?;
+        self.deletions.carry_out(now)?;
         Ok(())
     }
 
@@ -247,11 +275,13 @@ impl Partition {
         archived.map(|s| Held { end: s.end(), size_bytes: s.size_bytes(), age_ms: s.age_ms(now) }).collect()
     }
 
-    /// Takes the `count` oldest segments out of view, then deletes their files. The active one stays.
-    fn drop_oldest(&self, count: usize) -> Result<u64, LogError> {
+    /// Takes the `count` oldest segments out of view, then deletes their files, now or when they are `due`. The active one
+    /// stays.
+    fn drop_oldest(&self, count: usize, due: Option<Timestamp>) -> Result<u64, LogError> {
         if count == 0 {
             return Ok(0);
         }
+        let _changing = self.changing_files.lock();
         let dropped: Vec<_> = {
             let mut segments = self.segments.write();
             self.check_open()?;
@@ -268,13 +298,16 @@ impl Partition {
         for segment in dropped {
             freed += segment.size_bytes();
             self.env.metrics.hot_bytes.sub(gauge(segment.size_bytes()));
-            segment.delete()?;
+            match due {
+                Some(due) => self.deletions.put_off(&self.dir, segment.base, due)?,
+                None => segment.delete()?,
+            }
         }
         Ok(freed)
     }
 
     /// All but the active segment.
-    fn sealed(&self) -> Vec<Arc<Segment>> {
+    pub(super) fn sealed(&self) -> Vec<Arc<Segment>> {
         let segments = self.segments.read();
         segments.split_last().map(|(_, sealed)| sealed.to_vec()).unwrap_or_default()
     }
@@ -403,6 +436,7 @@ impl Partition {
 
     fn mark_closed(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
+            drop(self.cleaning.lock());
             self.env.metrics.hot_bytes.sub(gauge(self.hot_bytes()));
             self.high_watermark.send_modify(|_| {});
         }
@@ -411,6 +445,11 @@ impl Partition {
 
 /// Longest `flush.ms` that is taken at its word.
 const FLUSH_DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// When files are to be deleted that go now; None is at once.
+pub(super) fn due_after(now: Timestamp, delay_ms: i64) -> Option<Timestamp> {
+    (delay_ms > 0).then(|| Timestamp(now.0.saturating_add(delay_ms)))
+}
 
 pub(super) fn gauge(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)

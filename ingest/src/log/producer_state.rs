@@ -167,6 +167,12 @@ impl ProducerState {
         self.producers.insert(id, producer);
     }
 
+    /// Where the last batch of each producer starts.
+    pub fn last_batches(&self) -> HashMap<i64, Offset> {
+        let last = |producer: &Producer| producer.batches.last().map(|batch| batch.base_offset);
+        self.producers.iter().filter_map(|(id, producer)| Some((*id, last(producer)?))).collect()
+    }
+
     /// Forgets producers that were silent for `expiration_ms`.
     pub fn expire(&mut self, now: Timestamp, expiration_ms: i64) {
         self.producers.retain(|_, producer| {

@@ -1,5 +1,9 @@
 //! Reading local segments: sparse index, a short walk over headers, then whole batches with one positioned read per
 //! chunk. What is only to be sent is not read where it is large: the index says where it ends, but for a short walk.
+//!
+//! A compacted segment has holes between its batches, and may end in one: a position in a hole is that of the first batch
+//! after it. A segment may be replaced by its compacted form at any time; who has its log open reads on, and who comes to
+//! open a file of it starts over with what is there now.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,6 +19,9 @@ use super::transactions::AbortedTransaction;
 use crate::model::{Offset, Timestamp};
 use crate::read::{self, BatchRun, ReadError, ReadRange, SendRun, TimestampedOffset};
 use crate::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record};
+
+/// How often a read starts over because a segment was replaced under it; each time takes a whole compaction.
+const ATTEMPTS_MAX: usize = 16;
 
 /// Ends the walk over a batch: with the record that was looked for, or because the batch cannot be read.
 enum Stop {
@@ -32,26 +39,25 @@ impl Partition {
     /// Local batches. `BelowLocalStart` where the range starts below the local copy (also if it went just now).
     /// Blocking.
     pub fn read(&self, range: &ReadRange) -> Result<BatchRun, ReadError> {
-        let (chunks, aborted) = self.read_chunks(range, read_chunk)?;
+        let (chunks, aborted) = self.read_chunks(range, |window, _| read_chunk(window))?;
         Ok(BatchRun { chunks, aborted })
     }
 
     /// Like [`Self::read`], to be sent: up to `files_max` chunks that are large are ranges of log files. Blocking.
     pub fn read_to_send(&self, range: &ReadRange, files_max: usize) -> Result<SendRun, ReadError> {
-        let mut files_left = files_max;
-        let (chunks, aborted) = self.read_chunks(range, |window| {
-            let chunk = chunk_to_send(window, files_left)?;
-            files_left -= usize::from(matches!(chunk.content, read::Chunk::File(_)));
-            Ok(chunk)
+        let (chunks, aborted) = self.read_chunks(range, |window, before| {
+            let files = before.iter().filter(|chunk| matches!(chunk, read::Chunk::File(_))).count();
+            chunk_to_send(window, files_max.saturating_sub(files))
         })?;
         Ok(SendRun { chunks, aborted })
     }
 
-    /// Chunks as `take` makes them of their places, and the aborted transactions they lie in.
+    /// Chunks as `take` makes them of their places and those before, and the aborted transactions they lie in. Both are of
+    /// one state of the log.
     fn read_chunks<C>(
         &self,
         range: &ReadRange,
-        take: impl FnMut(&Window<'_>) -> Result<Taken<C>, LogError>,
+        take: impl Fn(&Window<'_>, &[C]) -> Result<Taken<C>, LogError>,
     ) -> Result<(Vec<C>, Vec<AbortedTransaction>), ReadError> {
         let (log_start, log_end) = (self.log_start_offset(), self.log_end_offset());
         if range.from < log_start || range.from > log_end {
@@ -59,33 +65,48 @@ impl Partition {
             return Err(ReadError::OutOfRange { partition, offset: range.from, log_start, log_end });
         }
         self.check_local(range.from)?;
-        let read = self.read_local(range, range.until.min(log_end), take).map_err(|source| {
+        let read = self.read_current(|| {
+            let (compactions, _) = self.compactions();
+            let (chunks, end) = self.read_local(range, range.until.min(log_end), &take)?;
+            let aborted = self.aborted_local(range.from, end)?;
+            // Whole compactions went by in between: the list may lack what was dropped since the batches were read.
+            if self.compactions().0 != compactions {
+                return Err(LogError::Compacted { path: self.dir.to_path_buf() });
+            }
+            Ok((chunks, aborted))
+        });
+        let read = read.map_err(|source| {
             // A segment that cannot be opened any more has gone since; then the local start says so.
             match self.check_local(range.from) {
                 Err(gone) if source.is_not_found() => gone,
                 _ if self.is_closed() => self.hot(LogError::Closed(self.topic_partition.clone())),
                 _ => self.hot(source),
             }
-        });
-        let (chunks, end) = read?;
-        let aborted = self.aborted(range.from, end)?;
-        Ok((chunks, aborted))
+        })?;
+        self.check_local(range.from)?;
+        Ok(read)
     }
 
     /// Aborted transactions that lie in `from..until`, in part or wholly, as far as the local copy knows; by their first
     /// offset. `BelowLocalStart` where it starts above `from`, also if it does so since just now: then the list may lack
     /// some. Blocking.
     pub fn aborted(&self, from: Offset, until: Offset) -> Result<Vec<AbortedTransaction>, ReadError> {
+        let aborted = self.read_current(|| self.aborted_local(from, until)).map_err(|source| self.hot(source))?;
+        self.check_local(from)?;
+        Ok(aborted)
+    }
+
+    /// The same; lacks what was dropped meanwhile.
+    pub(super) fn aborted_local(&self, from: Offset, until: Offset) -> Result<Vec<AbortedTransaction>, LogError> {
         let mut aborted = Vec::new();
         for segment in self.segments_with_aborted(from) {
             match segment.aborted(from, until, &mut aborted) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => break,
                 Err(error) if error.is_not_found() => break,
-                Err(error) => return Err(self.hot(error)),
+                Err(error) => return Err(error),
             }
         }
-        self.check_local(from)?;
         aborted.sort_unstable();
         Ok(aborted)
     }
@@ -94,37 +115,56 @@ impl Partition {
     /// Blocking.
     pub fn offset_for_timestamp(&self, timestamp: Timestamp) -> Result<Option<TimestampedOffset>, ReadError> {
         let (from, until) = (self.first_readable(), self.high_watermark());
-        for segment in self.segments_at(from) {
-            if segment.max_timestamp() < timestamp {
-                continue;
+        let found = self.read_current(|| {
+            for segment in self.segments_at(from) {
+                if segment.max_timestamp() < timestamp {
+                    continue;
+                }
+                match first_at_or_after(&segment, timestamp, from, until) {
+                    Ok(None) => {}
+                    Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => {}
+                    found => return found,
+                }
             }
-            match first_at_or_after(&segment, timestamp, from, until) {
-                Ok(None) => {}
-                Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => {}
-                found => return found.map_err(|source| self.hot(source)),
-            }
-        }
-        Ok(None)
+            Ok(None)
+        });
+        found.map_err(|source| self.hot(source))
     }
 
     /// The record with the largest timestamp below the high watermark, of the local ones; the first of several equal
     /// ones. Blocking.
     pub fn max_timestamp(&self) -> Result<Option<TimestampedOffset>, ReadError> {
         let (from, until) = (self.first_readable(), self.high_watermark());
-        let mut best: Option<(Timestamp, Arc<Segment>)> = None;
-        for segment in self.segments_at(from) {
-            let largest = match largest_between(&segment, from, until) {
-                Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => None,
-                largest => largest.map_err(|source| self.hot(source))?,
-            };
-            if let Some(largest) = largest
-                && best.as_ref().is_none_or(|(timestamp, _)| largest > *timestamp)
-            {
-                best = Some((largest, segment));
+        let found = self.read_current(|| {
+            let mut best: Option<(Timestamp, Arc<Segment>)> = None;
+            for segment in self.segments_at(from) {
+                let largest = match largest_between(&segment, from, until) {
+                    Err(error) if error.is_not_found() && segment.base < self.local_start_offset() => None,
+                    largest => largest?,
+                };
+                if let Some(largest) = largest
+                    && best.as_ref().is_none_or(|(timestamp, _)| largest > *timestamp)
+                {
+                    best = Some((largest, segment));
+                }
+            }
+            match best {
+                Some((timestamp, segment)) => first_at_or_after(&segment, timestamp, from, until),
+                None => Ok(None),
+            }
+        });
+        found.map_err(|source| self.hot(source))
+    }
+
+    /// Reads again where a segment was replaced meanwhile.
+    fn read_current<T>(&self, mut read: impl FnMut() -> Result<T, LogError>) -> Result<T, LogError> {
+        let mut attempts = 1;
+        loop {
+            match read() {
+                Err(LogError::Compacted { .. }) if attempts < ATTEMPTS_MAX => attempts += 1,
+                done => return done,
             }
         }
-        let Some((timestamp, segment)) = best else { return Ok(None) };
-        first_at_or_after(&segment, timestamp, from, until).map_err(|source| self.hot(source))
     }
 
     fn check_local(&self, offset: Offset) -> Result<(), ReadError> {
@@ -181,24 +221,33 @@ impl Partition {
         &self,
         range: &ReadRange,
         until: Offset,
-        mut take: impl FnMut(&Window<'_>) -> Result<Taken<C>, LogError>,
+        take: impl Fn(&Window<'_>, &[C]) -> Result<Taken<C>, LogError>,
     ) -> Result<(Vec<C>, Offset), LogError> {
         let mut chunks = Vec::new();
         let mut left = range.max_bytes;
         let mut next = range.from;
         while next < until {
             let Some(segment) = self.segment_at(next) else { break };
+            // Before its size is: where a segment is written to, this end is no further than the batches read below.
+            let end = segment.end();
             let log = segment.log()?;
-            let Some(first) = segment.find(&log, next)? else { break };
-            let must_have_one = range.at_least_one && chunks.is_empty();
-            let Some(window) = Window::new(&segment, &log, first, until, left, must_have_one) else { break };
-            let chunk = take(&window)?;
-            left = left.saturating_sub(chunk.len);
-            next = chunk.next;
-            chunks.push(chunk.content);
-            if next < segment.end() {
-                break; // the size was reached within the segment
+            match segment.find(&log, next)? {
+                Some(first) => {
+                    let must_have_one = range.at_least_one && chunks.is_empty();
+                    let Some(window) = Window::new(&segment, &log, first, until, left, must_have_one) else { break };
+                    let chunk = take(&window, &chunks)?;
+                    left = left.saturating_sub(chunk.len);
+                    next = chunk.next;
+                    chunks.push(chunk.content);
+                    if !window.ends_with(chunk.len) {
+                        break; // the size was reached within the segment
+                    }
+                }
+                None if next >= end => break,
+                None => {}
             }
+            // A compacted segment may end in a hole.
+            next = next.max(end);
         }
         Ok((chunks, next))
     }
@@ -213,6 +262,8 @@ struct Window<'a> {
     until: Offset,
     /// Bytes that there are, and may be taken.
     len: usize,
+    /// Those of the whole segment.
+    size_bytes: u64,
 }
 
 /// Whole batches of one segment, in memory or not.
@@ -220,7 +271,7 @@ struct Taken<C> {
     content: C,
     /// Bytes
     len: usize,
-    /// The offset after them.
+    /// The offset after them, or where the next batch begins.
     next: Offset,
 }
 
@@ -236,12 +287,19 @@ impl<'a> Window<'a> {
     ) -> Option<Self> {
         let first_size = first.header.size_bytes();
         let budget = if must_have_one { max_bytes.max(first_size) } else { max_bytes };
-        let available = usize::try_from(segment.size_bytes().saturating_sub(first.position)).unwrap_or(usize::MAX);
+        let size_bytes = segment.size_bytes();
+        let available = usize::try_from(size_bytes.saturating_sub(first.position)).unwrap_or(usize::MAX);
         let is_empty = budget < first_size || available < first_size || first.header.base_offset >= until;
-        (!is_empty).then(|| Self { segment, log, first, until, len: budget.min(available) })
+        (!is_empty).then(|| Self { segment, log, first, until, len: budget.min(available), size_bytes })
     }
 
-    /// Where the batches end, and the offset after them. The index leads to the last batches; those are walked over.
+    /// Whether no batch of the segment follows the first `len` bytes.
+    fn ends_with(&self, len: usize) -> bool {
+        self.first.position + len as u64 == self.size_bytes
+    }
+
+    /// Where the batches end, and the offset after them; that of the next batch where one does not fit any more, which is
+    /// beyond a hole where there is one. The index leads to the last batches; those are walked over.
     fn measure(&self) -> Result<(usize, Offset), LogError> {
         let limit = self.first.position + self.len as u64;
         let indexed = self.segment.last_indexed(self.log, self.until, limit)?;
@@ -371,9 +429,12 @@ fn largest_between(segment: &Segment, from: Offset, until: Offset) -> Result<Opt
 impl Partition {
     /// The bytes of a read, which must be those that a range of the file would hold.
     pub(super) fn read_measured(&self, range: &ReadRange) -> Vec<u8> {
-        let read = self.read_chunks(range, |window| {
+        let read = self.read_chunks(range, |window, _| {
             let chunk = read_chunk(window)?;
-            assert_eq!(window.measure()?, (chunk.len, chunk.next));
+            let (len, next) = window.measure()?;
+            assert_eq!(len, chunk.len);
+            let is_next = if window.segment.has_holes { next >= chunk.next } else { next == chunk.next };
+            assert!(is_next, "{} bytes end at {next}, not at {}", chunk.len, chunk.next);
             Ok(chunk)
         });
         read.unwrap().0.concat()

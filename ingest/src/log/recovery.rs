@@ -2,7 +2,8 @@
 //!
 //! | file | after a clean close | otherwise |
 //! |---|---|---|
-//! | log of a sealed segment | its tail must end where the next segment starts | the same |
+//! | segments half replaced by their compacted form | the replacement is finished, or forgotten (`cleaner/swap.rs`) | the same |
+//! | log of a sealed segment | its tail must end where the next segment starts, or before it if it may be compacted | the same |
 //! | indexes of a sealed segment | rebuilt if missing, short or odd | the same |
 //! | log of the last segment | its tail is walked from the last index entry | scanned with CRC, cut at the first bad batch, synced |
 //! | indexes of the last segment | rebuilt if missing or odd | rebuilt |
@@ -14,6 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::append::{Indexer, Writer};
+use super::cleaner::{Checkpoint, finish_swaps};
+use super::deletion::is_put_off;
 use super::error::{IoContext, LogError};
 use super::replay;
 use super::scan::{ScanError, Scanner};
@@ -38,6 +41,8 @@ pub struct Recovered {
     /// Oldest first, the last one active.
     pub segments: Vec<Arc<Segment>>,
     pub writer: Writer,
+    /// How far it was compacted.
+    pub checkpoint: Checkpoint,
 }
 
 /// The end of a segment's log.
@@ -56,22 +61,25 @@ pub fn recover(recovery: &Recovery<'_>) -> Result<Recovered, LogError> {
             sync_dir(parent)?;
         }
     }
+    finish_swaps(dir)?;
+    let checkpoint = Checkpoint::load(dir)?;
     let mut bases = list_segments(dir)?;
     let last = bases.pop_last().unwrap_or(recovery.log_start);
     let mut segments = Vec::with_capacity(bases.len() + 1);
     let mut next_bases = bases.iter().copied().skip(1).chain([last]);
     for base in bases.iter().copied() {
-        segments.push(recovery.open_sealed(base, next_bases.next().unwrap_or(last))?);
+        let holes = base < checkpoint.holes_below;
+        segments.push(recovery.open_sealed(base, next_bases.next().unwrap_or(last), holes)?);
     }
-    let (active, files, tail) = recovery.open_active(last)?;
+    let (active, files, tail) = recovery.open_active(last, last < checkpoint.holes_below)?;
     if tail.end < recovery.log_start {
         segments.push(active);
-        return recovery.start_over(&segments);
+        return recovery.start_over(&segments, checkpoint);
     }
-    recovery.finish(segments, active, files, tail)
+    recovery.finish(segments, active, files, tail, checkpoint)
 }
 
-/// Base offsets of the logs in `dir`; index files that have none are removed.
+/// Base offsets of the logs in `dir`; index files that have none are removed, and files that wait to be.
 fn list_segments(dir: &Path) -> Result<BTreeSet<Offset>, LogError> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).on("list", dir)? {
@@ -80,7 +88,7 @@ fn list_segments(dir: &Path) -> Result<BTreeSet<Offset>, LogError> {
     let bases: BTreeSet<_> = paths.iter().filter_map(|path| offset_of(path, LOG)).collect();
     for path in &paths {
         let indexed = [INDEX, TIMEINDEX, ABORTED].into_iter().find_map(|extension| offset_of(path, extension));
-        if indexed.is_some_and(|base| !bases.contains(&base)) {
+        if is_put_off(path) || indexed.is_some_and(|base| !bases.contains(&base)) {
             remove_if_there(path)?;
         }
     }
@@ -89,20 +97,21 @@ fn list_segments(dir: &Path) -> Result<BTreeSet<Offset>, LogError> {
 
 impl Recovery<'_> {
     /// A sealed segment: only its indexes may be made anew, its log is taken as it is or not at all.
-    fn open_sealed(&self, base: Offset, next: Offset) -> Result<Arc<Segment>, LogError> {
+    fn open_sealed(&self, base: Offset, next: Offset, holes: bool) -> Result<Arc<Segment>, LogError> {
         let files = SegmentFiles::open(self.dir, base)?;
-        let segment = Segment::new(self.dir.clone(), base, None);
+        let segment = Segment::new(self.dir.clone(), base, None).with_holes(holes);
+        let reaches_next = |tail: &Tail| tail.end == next || holes && tail.end < next;
         let path = segment.path();
         let size_bytes = files.log.len().on("read the size of", &path)?;
-        let tail = match self.tail(&files, base, size_bytes).on("read", &path)? {
-            Some(tail) if tail.end == next && tail.indexer.max_timestamp == tail.indexer.indexed_timestamp => tail,
+        let tail = match self.tail(&files, base, size_bytes, holes).on("read", &path)? {
+            Some(tail) if reaches_next(&tail) && tail.indexer.max_timestamp == tail.indexer.indexed_timestamp => tail,
             _ => {
                 let (tail, stopped) =
-                    self.rebuild(&files, base, size_bytes, true).on("rebuild the indexes of", &path)?;
+                    self.rebuild(&files, base, size_bytes, true, holes).on("rebuild the indexes of", &path)?;
                 if let Some(error) = stopped {
                     return Err(segment.scan_error(error));
                 }
-                if tail.end != next {
+                if !reaches_next(&tail) {
                     return Err(LogError::Gap { path, end: tail.end, next });
                 }
                 tracing::warn!(path = %path.display(), "indexes were missing or odd; rebuilt them");
@@ -114,17 +123,18 @@ impl Recovery<'_> {
         Ok(Arc::new(segment))
     }
 
-    /// The last segment: the only one that may be torn.
-    fn open_active(&self, base: Offset) -> Result<(Arc<Segment>, SegmentFiles, Tail), LogError> {
+    /// The last segment: the only one that may be torn. It was never compacted, unless the one after it was lost.
+    fn open_active(&self, base: Offset, holes: bool) -> Result<(Arc<Segment>, SegmentFiles, Tail), LogError> {
         let path = file_path(self.dir, base, LOG);
         let is_new = !path.exists();
         let files = SegmentFiles::open(self.dir, base)?;
         let size_bytes = files.log.len().on("read the size of", &path)?;
-        let trusted = if self.clean && !is_new { self.tail(&files, base, size_bytes).on("read", &path)? } else { None };
+        let trusted =
+            if self.clean && !is_new { self.tail(&files, base, size_bytes, holes).on("read", &path)? } else { None };
         let tail = match trusted {
             Some(tail) => tail,
             None => {
-                let (tail, stopped) = self.rebuild(&files, base, size_bytes, false).on("recover", &path)?;
+                let (tail, stopped) = self.rebuild(&files, base, size_bytes, false, holes).on("recover", &path)?;
                 if let Some(error) = stopped {
                     let cut_bytes = size_bytes - tail.size_bytes;
                     tracing::warn!(path = %path.display(), cut_bytes, end = %tail.end, %error, "cutting a torn tail");
@@ -136,13 +146,13 @@ impl Recovery<'_> {
                 tail
             }
         };
-        let segment = Arc::new(Segment::new(self.dir.clone(), base, Some(files.clone())));
+        let segment = Arc::new(Segment::new(self.dir.clone(), base, Some(files.clone())).with_holes(holes));
         segment.publish(tail.size_bytes, tail.end, tail.indexer.max_timestamp);
         Ok((segment, files, tail))
     }
 
     /// Walks from the last index entry to the end. None where index and log do not fit each other.
-    fn tail(&self, files: &SegmentFiles, base: Offset, size_bytes: u64) -> std::io::Result<Option<Tail>> {
+    fn tail(&self, files: &SegmentFiles, base: Offset, size_bytes: u64, holes: bool) -> std::io::Result<Option<Tail>> {
         let (entry, time) = (files.index.last()?, files.times.last()?);
         let position = entry.map_or(0, |entry| u64::from(entry.position));
         if !files.index.is_whole()? || !files.times.is_whole()? || (position >= size_bytes && size_bytes + position > 0)
@@ -157,7 +167,7 @@ impl Recovery<'_> {
         }
         let mut end = base;
         let mut first = true;
-        let mut scanner = Scanner::headers(&files.log, position, size_bytes);
+        let mut scanner = Scanner::headers(&files.log, position, size_bytes, holes);
         loop {
             let placed = match scanner.next() {
                 Ok(Some(placed)) => placed,
@@ -168,7 +178,7 @@ impl Recovery<'_> {
             let due = indexer.note(&placed.header, placed.position, self.index_interval_bytes);
             let fits = match entry {
                 Some(entry) if first => placed.header.last_offset() == base.plus(i64::from(entry.offset)),
-                None if first => placed.header.base_offset == base,
+                None if first => placed.header.base_offset == base || holes && placed.header.base_offset > base,
                 // An entry that should be there and is not.
                 _ => due.is_none(),
             };
@@ -190,10 +200,11 @@ impl Recovery<'_> {
         base: Offset,
         size_bytes: u64,
         sealed: bool,
+        holes: bool,
     ) -> std::io::Result<(Tail, Option<ScanError>)> {
         let mut tail = Tail { indexer: Indexer::new(base), end: base, size_bytes: 0 };
         let (mut offsets, mut times) = (Vec::new(), Vec::new());
-        let mut scanner = Scanner::checked(&files.log, size_bytes, base);
+        let mut scanner = Scanner::checked(&files.log, size_bytes, base, holes);
         let stopped = loop {
             match scanner.next() {
                 Ok(Some(placed)) => {
@@ -219,12 +230,12 @@ impl Recovery<'_> {
     }
 
     /// Everything here lies below the log start: readable by nobody, and new offsets must not fall there.
-    fn start_over(&self, segments: &[Arc<Segment>]) -> Result<Recovered, LogError> {
+    fn start_over(&self, segments: &[Arc<Segment>], checkpoint: Checkpoint) -> Result<Recovered, LogError> {
         for segment in segments {
             segment.delete()?;
         }
-        let (active, files, tail) = self.open_active(self.log_start)?;
-        self.finish(Vec::new(), active, files, tail)
+        let (active, files, tail) = self.open_active(self.log_start, false)?;
+        self.finish(Vec::new(), active, files, tail, checkpoint)
     }
 
     /// The producer state, and the writer at the end of the last segment.
@@ -234,6 +245,7 @@ impl Recovery<'_> {
         segment: Arc<Segment>,
         files: SegmentFiles,
         tail: Tail,
+        checkpoint: Checkpoint,
     ) -> Result<Recovered, LogError> {
         segments.push(segment.clone());
         let mut producers = replay::producers(self.dir, &segments, &files, tail.end, self.now)?;
@@ -252,7 +264,7 @@ impl Recovery<'_> {
             producers,
             unflushed_records: 0,
         };
-        Ok(Recovered { segments, writer })
+        Ok(Recovered { segments, writer, checkpoint })
     }
 
     /// When the first batch came is not stored. Its own time is the best guess, unless it has none or lies ahead.

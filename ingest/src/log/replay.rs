@@ -1,6 +1,9 @@
 //! What a partition remembers of its producers, after a start: from the newest producer snapshot and the batches after
 //! it. The same walk finds which transactions were aborted since, and puts the indexes of those right.
 //!
+//! In a compacted segment batches may be missing; the last one of each producer is there, be it without records, and so is
+//! the marker of each transaction of which anything is left (`cleaner/filter.rs`). So what is found is as true as before.
+//!
 //! What an index has below the snapshot was durable before the snapshot was. Only where the file is damaged the whole
 //! local log is walked for what is missing; of a transaction that began before it, the part that is local then counts.
 
@@ -93,7 +96,7 @@ fn walk(
     for segment in segments.iter().filter(|segment| segment.end() > from) {
         let log = segment.log()?;
         let Some(first) = segment.find(&log, from.max(segment.base))? else { continue };
-        let mut scanner = Scanner::headers(&log, first.position, segment.size_bytes());
+        let mut scanner = Scanner::headers(&log, first.position, segment.size_bytes(), segment.has_holes);
         while let Some(placed) = scanner.next().map_err(|error| segment.scan_error(error))? {
             let header = placed.header;
             if !header.is_control() {

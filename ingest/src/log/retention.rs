@@ -40,12 +40,13 @@ pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &T
     // Below the log start nobody may read, archived or not.
     let unreadable_through = horizon.high_watermark.min(horizon.log_start);
 
+    let expires = config.cleanup.delete;
     let mut left = local_bytes;
     for (count, segment) in sealed.iter().enumerate() {
         left = left.saturating_sub(segment.size_bytes);
         let too_old = age_max_ms.is_some_and(|limit| segment.age_ms > limit);
         let too_much = bytes_max.is_some_and(|limit| left >= limit);
-        let expired = (too_old || too_much) && segment.end <= expired_through;
+        let expired = expires && (too_old || too_much) && segment.end <= expired_through;
         if !expired && segment.end > unreadable_through {
             return count;
         }
@@ -77,6 +78,8 @@ pub fn early(archived: &[Vec<Held>], missing: u64) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use thermocline_config::CleanupPolicy;
+
     use super::*;
     use crate::log::tests::topic_config;
 
@@ -118,6 +121,15 @@ mod tests {
             ..topic_config()
         };
         assert_eq!(droppable(&held(&[300, 200, 100, 40]), 500, horizon(0), &config), 2);
+    }
+
+    #[test]
+    fn a_topic_that_is_only_compacted_keeps_everything() {
+        let cleanup = CleanupPolicy { compact: true, delete: false };
+        let compacted = TopicConfig { cleanup, remote_storage_enable: false, retention_ms: Some(1), ..topic_config() };
+        assert_eq!(droppable(&held(&[300, 200]), 300, horizon(0), &compacted), 0);
+        let both = TopicConfig { cleanup: CleanupPolicy { delete: true, ..cleanup }, ..compacted };
+        assert_eq!(droppable(&held(&[300, 200]), 300, horizon(0), &both), 2);
     }
 
     #[test]

@@ -29,12 +29,14 @@ pub enum ScanError {
     Misplaced { position: u64, found: Offset, expected: Offset },
 }
 
-/// Walks batches from `position` to `end`. Each must begin at the offset where the one before it ended.
+/// Walks batches from `position` to `end`. Each must begin at the offset where the one before it ended, or, where the
+/// file may have been compacted, beyond it.
 pub struct Scanner<'a> {
     file: &'a LogFile,
     position: u64,
     end: u64,
     expected: Option<Offset>,
+    holes: bool,
     check_crc: bool,
     window: Vec<u8>,
     window_start: u64,
@@ -42,13 +44,13 @@ pub struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     /// Headers only.
-    pub fn headers(file: &'a LogFile, position: u64, end: u64) -> Self {
-        Self { file, position, end, expected: None, check_crc: false, window: Vec::new(), window_start: 0 }
+    pub fn headers(file: &'a LogFile, position: u64, end: u64, holes: bool) -> Self {
+        Self { file, position, end, expected: None, holes, check_crc: false, window: Vec::new(), window_start: 0 }
     }
 
     /// Whole batches with their CRC, the first one at offset `base`.
-    pub fn checked(file: &'a LogFile, end: u64, base: Offset) -> Self {
-        Self { expected: Some(base), check_crc: true, ..Self::headers(file, 0, end) }
+    pub fn checked(file: &'a LogFile, end: u64, base: Offset, holes: bool) -> Self {
+        Self { expected: Some(base), check_crc: true, ..Self::headers(file, 0, end, holes) }
     }
 
     /// The next batch; None at the end.
@@ -65,12 +67,13 @@ impl<'a> Scanner<'a> {
             let available = usize::try_from(available).unwrap_or(usize::MAX);
             return Err(bad(BatchError::Truncated { needed: size, available }));
         }
-        if header.last_offset_delta < 0 || header.last_offset_delta.checked_add(1) != Some(header.record_count) {
+        if !header.counts_agree() {
             let BatchHeader { record_count: stated, last_offset_delta, .. } = header;
             return Err(bad(BatchError::Count { stated, last_offset_delta, found: stated }));
         }
         if let Some(expected) = self.expected
             && header.base_offset != expected
+            && !(self.holes && header.base_offset > expected)
         {
             return Err(ScanError::Misplaced { position, found: header.base_offset, expected });
         }

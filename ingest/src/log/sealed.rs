@@ -36,6 +36,7 @@ struct Batches {
     size_bytes: u64,
     next: Offset,
     end: Offset,
+    holes: bool,
     done: bool,
 }
 
@@ -61,6 +62,7 @@ impl SealedSegment {
             size_bytes: self.size_bytes,
             next: self.base,
             end: self.end,
+            holes: self.segment.has_holes,
             done: false,
         }))
     }
@@ -75,7 +77,7 @@ impl Iterator for Batches {
         }
         if self.position == self.size_bytes {
             self.done = true;
-            let complete = self.next == self.end;
+            let complete = self.next == self.end || self.holes && self.next < self.end;
             let gap = LogError::Gap { path: self.path.clone(), end: self.next, next: self.end };
             return if complete { None } else { Some(Err(gap)) };
         }
@@ -96,7 +98,7 @@ impl Batches {
         }
         let batch = self.window.split_to(size);
         verify_crc(&batch).map_err(|source| self.damaged(source))?;
-        if header.base_offset != self.next {
+        if header.base_offset != self.next && !(self.holes && header.base_offset > self.next) {
             let (position, found, expected) = (self.position, header.base_offset, self.next);
             return Err(LogError::Misplaced { path: self.path.clone(), position, found, expected });
         }

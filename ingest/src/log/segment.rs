@@ -2,6 +2,8 @@
 //!
 //! Only the active segment keeps its files open; a sealed one is opened for each read, so that a broker with a long
 //! local history does not run out of descriptors. A reader that has a file open keeps reading it after it was deleted.
+//! Compaction puts other files in the place of a segment's. From then on the segment opens none any more, as they would
+//! not be its own, and says so; who reads takes the segment that is there now.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -169,8 +171,19 @@ pub struct Segment {
     sealed_at: AtomicI64,
     /// Whether markers of aborted transactions are in it.
     has_aborted: AtomicBool,
-    /// Open files while it is active.
-    active: RwLock<Option<SegmentFiles>>,
+    /// It may have been compacted: offsets may be missing between its batches, and at its end.
+    pub has_holes: bool,
+    files: RwLock<Files>,
+}
+
+/// Where the files of a segment are.
+#[derive(Debug)]
+enum Files {
+    /// Open: it is the active one.
+    Open(SegmentFiles),
+    OnDisk,
+    /// What lies under their names belongs to another segment.
+    Replaced,
 }
 
 impl Segment {
@@ -184,8 +197,14 @@ impl Segment {
             max_timestamp: AtomicI64::new(Timestamp::NONE.0),
             sealed_at: AtomicI64::new(Timestamp::NONE.0),
             has_aborted: AtomicBool::new(false),
-            active: RwLock::new(files),
+            has_holes: false,
+            files: RwLock::new(files.map_or(Files::OnDisk, Files::Open)),
         }
+    }
+
+    /// Whether it may have been compacted.
+    pub fn with_holes(self, has_holes: bool) -> Self {
+        Self { has_holes, ..self }
     }
 
     pub fn end(&self) -> Offset {
@@ -213,7 +232,7 @@ impl Segment {
         &self.dir
     }
     pub fn is_active(&self) -> bool {
-        self.active.read().is_some()
+        matches!(&*self.files.read(), Files::Open(_))
     }
 
     /// From now on readers look for aborted transactions here.
@@ -233,31 +252,35 @@ impl Segment {
         until: Offset,
         found: &mut Vec<AbortedTransaction>,
     ) -> Result<ControlFlow<()>, LogError> {
-        let mut flow = ControlFlow::Continue(());
-        let take = |entry: AbortedTransaction| {
-            if entry.first_offset < until {
-                found.push(entry);
-            }
-            if entry.last_stable_offset >= until {
-                flow = ControlFlow::Break(());
-            }
-            flow
-        };
-        let before = |entry: &AbortedTransaction| entry.last_offset < from;
         let path = file_path(&self.dir, self.base, ABORTED);
-        let active = self.active.read().as_ref().map(|files| files.aborted.clone());
-        let read = match active.as_deref().and_then(OnceLock::get) {
-            Some(aborted) => aborted.each_after(before, take),
-            None => IndexFile::open(&path).and_then(|aborted| aborted.each_after(before, take)),
-        };
-        read.on("read", &path)?;
+        let (entries, flow) = self.with_files(
+            &path,
+            |files| match files.aborted.get() {
+                Some(index) => select_aborted(index, from, until),
+                None => Ok((Vec::new(), ControlFlow::Continue(()))),
+            },
+            || select_aborted(&IndexFile::open(&path)?, from, until),
+        )?;
+        found.extend(entries);
         Ok(flow)
     }
 
     /// From now on it is only read.
     pub fn seal(&self, now: Timestamp) {
         self.sealed_at.store(now.0, Ordering::Release);
-        *self.active.write() = None;
+        *self.files.write() = Files::OnDisk;
+    }
+
+    /// When it was sealed.
+    pub fn sealed_at(&self) -> Timestamp {
+        Timestamp(self.sealed_at.load(Ordering::Acquire))
+    }
+
+    /// Other files are put in the place of its own by `work`, while nobody opens any.
+    pub fn replace<T>(segments: &[Arc<Self>], work: impl FnOnce() -> T) -> T {
+        let mut held: Vec<_> = segments.iter().map(|segment| segment.files.write()).collect();
+        held.iter_mut().for_each(|files| **files = Files::Replaced);
+        work()
     }
 
     /// Time since its newest record, or since it was sealed where its records carry no time.
@@ -271,17 +294,31 @@ impl Segment {
 
     /// The log file, open.
     pub fn log(&self) -> Result<Arc<LogFile>, LogError> {
-        if let Some(files) = &*self.active.read() {
-            return Ok(files.log.clone());
-        }
         let path = self.path();
-        Ok(Arc::new(LogFile::new(File::open(&path).on("open", &path)?)))
+        let open = || -> io::Result<_> { Ok(Arc::new(LogFile::new(File::open(&path)?))) };
+        self.with_files(&path, |files| Ok(files.log.clone()), open)
     }
 
     /// The log file of a sealed segment, for reading without a trace in the page cache.
     pub fn quiet_log(&self) -> Result<QuietReader, LogError> {
         let path = self.path();
-        Ok(QuietReader::new(File::open(&path).on("open", &path)?))
+        let open = || -> io::Result<_> { Ok(QuietReader::new(File::open(&path)?)) };
+        self.with_files(&path, |_| open(), open)
+    }
+
+    /// `active` with the open files, or `sealed`, which opens the one at `path`.
+    fn with_files<T>(
+        &self,
+        path: &Path,
+        active: impl FnOnce(&SegmentFiles) -> io::Result<T>,
+        sealed: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, LogError> {
+        match &*self.files.read() {
+            Files::Open(files) => active(files),
+            Files::OnDisk => sealed(),
+            Files::Replaced => return Err(LogError::Compacted { path: path.to_owned() }),
+        }
+        .on("read", path)
     }
 
     /// Header and place of the batch that holds `offset`, or of the first one after it. None beyond the end.
@@ -306,7 +343,7 @@ impl Segment {
         position: u64,
         mut wanted: impl FnMut(&BatchHeader) -> bool,
     ) -> Result<Option<Placed>, LogError> {
-        let mut scanner = Scanner::headers(log, position, self.size_bytes());
+        let mut scanner = Scanner::headers(log, position, self.size_bytes(), self.has_holes);
         while let Some(placed) = scanner.next().map_err(|error| self.scan_error(error))? {
             if wanted(&placed.header) {
                 return Ok(Some(placed));
@@ -336,20 +373,12 @@ impl Segment {
     /// The last entry of the offset index for which `pred` holds; it must hold for a prefix of them.
     fn last_entry(&self, pred: impl Fn(&OffsetEntry) -> bool) -> Result<Option<OffsetEntry>, LogError> {
         let path = file_path(&self.dir, self.base, INDEX);
-        match &*self.active.read() {
-            Some(files) => files.index.last_where(pred),
-            None => IndexFile::open(&path).and_then(|index| index.last_where(pred)),
-        }
-        .on("read", &path)
+        self.with_files(&path, |files| files.index.last_where(&pred), || IndexFile::open(&path)?.last_where(&pred))
     }
 
     fn with_times<T>(&self, read: impl Fn(&IndexFile<TimeEntry>) -> io::Result<T>) -> Result<T, LogError> {
         let path = file_path(&self.dir, self.base, TIMEINDEX);
-        match &*self.active.read() {
-            Some(files) => read(&files.times),
-            None => IndexFile::open(&path).and_then(|times| read(&times)),
-        }
-        .on("read", &path)
+        self.with_files(&path, |files| read(&files.times), || read(&IndexFile::open(&path)?))
     }
 
     /// Names the file in a scan's error.
@@ -368,6 +397,28 @@ impl Segment {
     pub fn delete(&self) -> Result<(), LogError> {
         delete_files(&self.dir, self.base)
     }
+}
+
+/// The entries of transactions that lie in `from..until`, in part or wholly. Breaks when later ones do not.
+fn select_aborted(
+    index: &IndexFile<AbortedTransaction>,
+    from: Offset,
+    until: Offset,
+) -> io::Result<(Vec<AbortedTransaction>, ControlFlow<()>)> {
+    let (mut found, mut flow) = (Vec::new(), ControlFlow::Continue(()));
+    index.each_after(
+        |entry| entry.last_offset < from,
+        |entry| {
+            if entry.first_offset < until {
+                found.push(entry);
+            }
+            if entry.last_stable_offset >= until {
+                flow = ControlFlow::Break(());
+            }
+            flow
+        },
+    )?;
+    Ok((found, flow))
 }
 
 /// Deletes the files of the segment at `base`; missing ones are fine.

@@ -60,6 +60,11 @@ pub fn load(dir: &Path, end: Offset) -> Result<Option<(Offset, ProducerState)>, 
     Ok(None)
 }
 
+/// Offset of the oldest snapshot, good or not: recovery may start from it.
+pub fn oldest(dir: &Path) -> Result<Option<Offset>, LogError> {
+    Ok(list(dir)?.first().copied())
+}
+
 fn list(dir: &Path) -> Result<Vec<Offset>, LogError> {
     let mut offsets = Vec::new();
     for entry in fs::read_dir(dir).on("list", dir)? {

@@ -1,11 +1,15 @@
 //! The hot log against a model, against a disk that fails, and against files that were damaged.
 
+mod compaction;
+mod compaction_transactions;
 mod damage;
+mod deletion;
 mod failure;
 mod file_ranges;
 mod model;
 mod transactions;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::Registry;
 use tempfile::TempDir;
-use thermocline_config::{ByteSize, HumanDuration, LogConfig, SearchFields, SearchIndex, SearchTokenizer, TopicConfig};
+use thermocline_config::{
+    ByteSize, CleanupPolicy, HumanDuration, LogConfig, SearchFields, SearchIndex, SearchTokenizer, TopicConfig,
+};
 
 use super::segment::{INDEX, LOG, TIMEINDEX, file_path};
 use super::{AppendError, Appended, FreeSpace, HotLog, LogError, Partition};
@@ -32,6 +38,13 @@ pub(crate) fn topic_config() -> TopicConfig {
         segment_ms: 3_600_000,
         index_interval_bytes: 4096,
         max_message_bytes: 1_048_588,
+        cleanup: CleanupPolicy { compact: false, delete: true },
+        compression: None,
+        min_compaction_lag_ms: 0,
+        max_compaction_lag_ms: None,
+        delete_retention_ms: 86_400_000,
+        file_delete_delay_ms: 0,
+        min_cleanable_dirty_ratio: 0.5,
         log_append_time: false,
         timestamp_before_max_ms: None,
         timestamp_after_max_ms: None,
@@ -62,6 +75,8 @@ struct Fixture {
     clock: Arc<ManualClock>,
     config: TopicConfig,
     disk_reserve: u64,
+    /// Memory for the keys of one compaction.
+    dedupe_buffer_bytes: u64,
     /// What the disk is said to have free.
     disk_free: Arc<AtomicU64>,
     log_start: Offset,
@@ -78,12 +93,14 @@ impl Fixture {
     fn new(config: TopicConfig) -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp(1_000_000)));
         let disk_free = Arc::new(AtomicU64::new(0));
-        Self { dir: tempfile::tempdir().unwrap(), clock, config, disk_reserve: 0, disk_free, log_start: Offset::ZERO }
+        let (dir, log_start) = (tempfile::tempdir().unwrap(), Offset::ZERO);
+        Self { dir, clock, config, disk_reserve: 0, dedupe_buffer_bytes: 1 << 20, disk_free, log_start }
     }
 
     fn open_log(&self) -> Result<(Arc<HotLog>, Arc<IngestMetrics>), LogError> {
         let config = LogConfig {
             disk_reserve: ByteSize::bytes(self.disk_reserve),
+            cleaner_dedupe_buffer_bytes: ByteSize::bytes(self.dedupe_buffer_bytes),
             producer_id_expiration: HumanDuration::secs(86_400),
             ..LogConfig::default()
         };
@@ -139,6 +156,30 @@ impl Run {
     fn values(&self, from: i64) -> Vec<(i64, Vec<u8>)> {
         values(&self.read(from, usize::MAX))
     }
+}
+
+thread_local! {
+    /// Crash points of this thread until it dies; None is never.
+    static CRASH_POINTS_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Dies here, if a test wants it: by a panic, which leaves all files as they are.
+pub(super) fn crash_point() {
+    match CRASH_POINTS_LEFT.get() {
+        Some(0) => {
+            CRASH_POINTS_LEFT.set(None);
+            std::panic::panic_any("died at a crash point");
+        }
+        left => CRASH_POINTS_LEFT.set(left.map(|left| left - 1)),
+    }
+}
+
+/// Does `work` until it comes to the crash point after `points` others. Whether it died there.
+fn dies_after(points: u32, work: impl FnOnce()) -> bool {
+    CRASH_POINTS_LEFT.set(Some(points));
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err();
+    CRASH_POINTS_LEFT.set(None);
+    died
 }
 
 fn tp() -> TopicPartition {

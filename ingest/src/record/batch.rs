@@ -6,7 +6,12 @@
 //! 43 producer id i64 | 51 producer epoch i16    | 53 base sequence i32  | 57 record count i32 | 61 records
 //! ```
 //! All big-endian. The CRC (CRC-32C) covers byte 21 to the end, so base offset and leader epoch may be rewritten
-//! freely. Attributes: bits 0-2 codec, 3 timestamp type, 4 transactional, 5 control, 6 delete horizon. Source: KIP-98.
+//! freely. Attributes: bits 0-2 codec, 3 timestamp type, 4 transactional, 5 control, 6 delete horizon: then the base
+//! timestamp is the time from which on compaction may drop the batch's tombstones (KIP-534), and still what the deltas
+//! of the records count from. Source: KIP-98.
+//!
+//! A batch of a producer has as many records as its offsets span. Compaction takes records out and leaves base offset
+//! and last offset delta as they were, so that readers pass over what is gone; a batch may be left with no record.
 
 use std::io;
 use std::ops::Range;
@@ -31,6 +36,7 @@ const CODEC_MASK: i16 = 0b111;
 pub(super) const TIMESTAMP_TYPE_BIT: i16 = 1 << 3;
 pub(super) const TRANSACTIONAL_BIT: i16 = 1 << 4;
 pub(super) const CONTROL_BIT: i16 = 1 << 5;
+const DELETE_HORIZON_BIT: i16 = 1 << 6;
 /// Attribute bits that a producer may set.
 pub(super) const PRODUCER_BITS: i16 = CODEC_MASK | TIMESTAMP_TYPE_BIT | TRANSACTIONAL_BIT | CONTROL_BIT;
 
@@ -173,6 +179,33 @@ impl BatchHeader {
     }
     pub fn is_transactional(&self) -> bool {
         self.attributes & TRANSACTIONAL_BIT != 0
+    }
+    /// From when on compaction may drop the tombstones of the batch, once it has met them.
+    pub fn delete_horizon(&self) -> Option<Timestamp> {
+        (self.attributes & DELETE_HORIZON_BIT != 0).then_some(self.base_timestamp)
+    }
+    /// Whether the record count can be true of the offsets that the batch spans.
+    pub fn counts_agree(&self) -> bool {
+        (0..=i64::from(self.last_offset_delta) + 1).contains(&i64::from(self.record_count))
+            && self.last_offset_delta >= 0
+    }
+    pub(super) fn with_compression(self, codec: Compression) -> Self {
+        Self { attributes: self.attributes & !CODEC_MASK | codec as i16, ..self }
+    }
+    pub(super) fn with_delete_horizon(self, horizon: Timestamp) -> Self {
+        Self { attributes: self.attributes | DELETE_HORIZON_BIT, base_timestamp: horizon, ..self }
+    }
+
+    /// The batch of this header and `body`: length and CRC are made to fit. None where it would be 2 GiB or more.
+    pub(super) fn sealed_over(mut self, body: &[u8]) -> Option<Vec<u8>> {
+        self.batch_length = i32::try_from(BATCH_HEADER_LEN - LENGTH_PREFIX + body.len()).ok()?;
+        let mut batch = Vec::with_capacity(BATCH_HEADER_LEN + body.len());
+        batch.resize(BATCH_HEADER_LEN, 0);
+        batch.extend_from_slice(body);
+        self.write(batch.first_chunk_mut()?);
+        self.crc = crc32c::crc32c(batch.get(ATTRIBUTES.start..)?);
+        self.write(batch.first_chunk_mut()?);
+        Some(batch)
     }
 }
 

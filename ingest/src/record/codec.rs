@@ -1,10 +1,10 @@
-//! Decompression under a cap.
+//! Compression, and decompression under a cap.
 //!
 //! Invariant: the scratch buffer never exceeds the cap by more than one byte, whatever the input claims. Beside it
 //! stand only the codecs' own windows: 32 KiB for gzip, three of the largest blocks (24 MiB) for lz4,
 //! 2^[`ZSTD_WINDOW_LOG_MAX`] bytes for zstd, the latter two touched only as far as there is data.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use zstd::zstd_safe::{DCtx, ResetDirective};
 
@@ -21,6 +21,10 @@ const SNAPPY_RATIO_MAX: usize = 32;
 /// each), then chunks of one i32 length and one raw snappy block.
 const XERIAL_MAGIC: [u8; 8] = [0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 const XERIAL_HEADER_LEN: usize = 16;
+/// What follows the magic in a stream of ours: version 1, least compatible version 1.
+const XERIAL_VERSIONS: [u8; 8] = [0, 0, 0, 1, 0, 0, 0, 1];
+/// Plain bytes of one snappy block, as in snappy-java.
+const SNAPPY_BLOCK_LEN: usize = 32 << 10;
 
 /// Decompresses batch bodies, one after the other, into one buffer.
 pub(super) struct Decompressor {
@@ -123,6 +127,37 @@ impl Decompressor {
     }
 }
 
+/// `plain`, compressed as Java clients do it: all that read Kafka's topics read it. Snappy comes in the framing of
+/// snappy-java, lz4 in independent blocks of 64 KiB (KIP-57), gzip and zstd with their default levels.
+pub(super) fn compress(codec: Compression, plain: &[u8]) -> io::Result<Vec<u8>> {
+    match codec {
+        Compression::None => Ok(plain.to_vec()),
+        Compression::Gzip => {
+            let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            out.write_all(plain)?;
+            out.finish()
+        }
+        Compression::Snappy => {
+            let mut out = [XERIAL_MAGIC, XERIAL_VERSIONS].concat();
+            let mut encoder = snap::raw::Encoder::new();
+            for block in plain.chunks(SNAPPY_BLOCK_LEN) {
+                let block = encoder.compress_vec(block)?;
+                let len = u32::try_from(block.len()).map_err(io::Error::other)?;
+                out.extend_from_slice(&len.to_be_bytes());
+                out.extend_from_slice(&block);
+            }
+            Ok(out)
+        }
+        Compression::Lz4 => {
+            let info = lz4_flex::frame::FrameInfo::new().block_size(lz4_flex::frame::BlockSize::Max64KB);
+            let mut out = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+            out.write_all(plain)?;
+            out.finish().map_err(io::Error::other)
+        }
+        Compression::Zstd => zstd::bulk::compress(plain, zstd::DEFAULT_COMPRESSION_LEVEL),
+    }
+}
+
 /// Doubles the buffer, to at least `needed` and at most `ceiling` bytes; `needed` is at most `ceiling`.
 fn grow(scratch: &mut Vec<u8>, needed: usize, ceiling: usize) {
     let len = scratch.len().saturating_mul(2).max(GROWTH_FIRST).min(ceiling).max(needed);
@@ -162,6 +197,13 @@ mod tests {
     const LIMIT: usize = 100_000;
 
     proptest! {
+        #[test]
+        fn what_is_compressed_decompresses(plain in vec(prop_oneof![Just(7_u8), any::<u8>()], 0..LIMIT), codec in 0..5_usize) {
+            let body = super::compress(CODECS[codec], &plain).unwrap();
+            let mut decompressor = Decompressor::new(LIMIT);
+            prop_assert_eq!(decompressor.run(CODECS[codec], &body).unwrap(), &plain[..]);
+        }
+
         #[test]
         fn no_input_grows_the_buffer_past_the_cap(
             len in 0..3 * LIMIT, codec in 1..5_usize, framed: bool, garbage in vec(any::<u8>(), 0..30), at: prop::sample::Index,

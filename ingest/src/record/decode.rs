@@ -44,26 +44,21 @@ pub struct HeadersBuffer {
 
 /// The parts of a record as they stand in the batch, its headers not looked at.
 pub(super) struct RawRecord<'a> {
-    timestamp_delta: i64,
-    offset_delta: i32,
-    key: Option<&'a [u8]>,
-    value: Option<&'a [u8]>,
+    pub timestamp_delta: i64,
+    pub offset_delta: i32,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
     headers: Headers<'a>,
-}
-
-/// Which offset deltas a batch may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deltas {
-    /// 0, 1, 2, …: every batch of a producer.
-    Dense,
-    /// Starting at 0 and strictly increasing: batches whose neighbours were dropped.
-    Increasing,
+    /// All of it, its length included.
+    pub bytes: &'a [u8],
+    pub attributes: u8,
+    /// What follows its timestamp.
+    pub after_timestamp: &'a [u8],
 }
 
 /// Decodes batches, reusing one scratch buffer; decompression stops with an error at `decompressed_max` bytes.
 pub struct BatchDecoder {
     decompressor: Decompressor,
-    deltas: Deltas,
 }
 
 impl<'a> Headers<'a> {
@@ -118,11 +113,14 @@ impl HeadersBuffer {
 
 impl<'a> RawRecord<'a> {
     /// Reads the record at the cursor. Its headers are framed by the record's length, not checked.
-    fn read(cursor: &mut Cursor<'a>) -> Result<Self, &'static str> {
+    pub fn read(cursor: &mut Cursor<'a>) -> Result<Self, &'static str> {
+        let start = cursor.rest;
         let length = usize::try_from(cursor.varint()?).map_err(|_| "its length is negative")?;
         let mut body = Cursor::new(cursor.take(length)?);
-        body.take(1)?; // attributes, unused
+        let bytes = start.get(..start.len() - cursor.rest.len()).unwrap_or_default();
+        let attributes = body.take(1)?.first().copied().unwrap_or_default();
         let timestamp_delta = body.varlong()?;
+        let after_timestamp = body.rest;
         let offset_delta = body.varint()?;
         let key = body.nullable()?;
         let value = body.nullable()?;
@@ -130,36 +128,36 @@ impl<'a> RawRecord<'a> {
         if count > body.rest.len() / HEADER_LEN_MIN {
             return Err("its header count exceeds its bytes");
         }
-        Ok(Self { timestamp_delta, offset_delta, key, value, headers: Headers { count, bytes: body.rest } })
+        let headers = Headers { count, bytes: body.rest };
+        Ok(Self { timestamp_delta, offset_delta, key, value, headers, bytes, attributes, after_timestamp })
     }
 }
 
-/// Walks the uncompressed records of a producer's batch without looking into keys and values: framing, offset deltas
-/// 0,1,2,… and count.
-pub(super) fn check_framing(header: &BatchHeader, body: &[u8]) -> Result<(), BatchError> {
-    check(header, body, Deltas::Dense, false)
-}
-
-fn check(header: &BatchHeader, body: &[u8], deltas: Deltas, keys_utf8: bool) -> Result<(), BatchError> {
+/// Walks uncompressed records and calls `f` with the index of each: framing, offset deltas that increase up to the last
+/// one of the header, and count. Where the header has as many records as offsets, as every producer's has, the deltas
+/// are therefore 0, 1, 2, ….
+pub(super) fn walk<'a>(
+    header: &BatchHeader,
+    body: &'a [u8],
+    keys_utf8: bool,
+    mut f: impl FnMut(i32, &RawRecord<'a>),
+) -> Result<(), BatchError> {
     let mut cursor = Cursor::new(body);
     let mut found = 0;
     let mut previous = -1;
     while !cursor.rest.is_empty() {
         let bad = |reason| BatchError::Record { index: found, reason };
         let record = RawRecord::read(&mut cursor).map_err(bad)?;
-        let expected = match deltas {
-            Deltas::Increasing if found > 0 => record.offset_delta > previous,
-            Deltas::Dense | Deltas::Increasing => record.offset_delta == found,
-        };
-        if !expected {
+        if record.offset_delta <= previous || record.offset_delta > header.last_offset_delta {
             return Err(bad("its offset delta is out of order"));
         }
         record.headers.check(keys_utf8).map_err(bad)?;
+        f(found, &record);
         previous = record.offset_delta;
         // Cannot overflow: each record takes at least 7 bytes of a body below 2 GiB, or of one under the cap.
         found = found.checked_add(1).ok_or(bad("the count exceeds 32 bits"))?;
     }
-    if found == header.record_count && previous == header.last_offset_delta {
+    if found == header.record_count {
         Ok(())
     } else {
         Err(BatchError::Count { stated: header.record_count, last_offset_delta: header.last_offset_delta, found })
@@ -167,18 +165,12 @@ fn check(header: &BatchHeader, body: &[u8], deltas: Deltas, keys_utf8: bool) -> 
 }
 
 impl BatchDecoder {
-    /// For batches as producers send them: offset deltas are 0, 1, 2, ….
     pub fn new(decompressed_max: usize) -> Self {
-        Self { decompressor: Decompressor::new(decompressed_max), deltas: Deltas::Dense }
+        Self { decompressor: Decompressor::new(decompressed_max) }
     }
 
-    /// For batches that were encoded again from what was left of others: offsets may have holes in between.
-    pub fn with_holes(decompressed_max: usize) -> Self {
-        Self { deltas: Deltas::Increasing, ..Self::new(decompressed_max) }
-    }
-
-    /// Checks CRC, decompresses, walks the whole batch: record offset deltas must be in order up to last_offset_delta,
-    /// header keys UTF-8, no trailing bytes. Only then calls `f` for each record, in order.
+    /// Checks CRC, decompresses, walks the whole batch: record offset deltas must increase, none beyond
+    /// last_offset_delta, header keys UTF-8, no trailing bytes. Only then calls `f` for each record, in order.
     pub fn for_each<E: From<BatchError>>(
         &mut self,
         batch: &[u8],
@@ -213,7 +205,7 @@ impl BatchDecoder {
             return Err(BatchError::Crc { stored: header.crc, computed });
         }
         let body = self.decompressor.run(header.compression()?, &batch[BATCH_HEADER_LEN..])?;
-        check(&header, body, self.deltas, true)?;
+        walk(&header, body, true, |_, _| {})?;
         Ok((header, body))
     }
 }

@@ -81,6 +81,7 @@ fn rules() -> BatchRules {
     BatchRules {
         message_bytes_max: LIMIT,
         segment_bytes: LIMIT as u64,
+        keys_required: false,
         log_append_time: false,
         timestamp_before_max_ms: None,
         timestamp_after_max_ms: None,
@@ -121,9 +122,12 @@ proptest! {
     fn holes_are_kept_and_refused_where_a_producer_made_them(records in records(true)) {
         let batch = encode(&records);
         prop_assert_eq!(BatchHeader::read(&batch).unwrap().base_offset.0, records[0].offset);
-        prop_assert_eq!(&decode(&mut BatchDecoder::with_holes(LIMIT), &batch).unwrap(), &records);
+        prop_assert_eq!(&decode(&mut BatchDecoder::new(LIMIT), &batch).unwrap(), &records);
         let dense = records.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
-        prop_assert_eq!(decode(&mut BatchDecoder::new(LIMIT), &batch).is_ok(), dense);
+        let mut produced = batch;
+        produced[..8].fill(0);
+        let any_time = BatchRules { log_append_time: true, ..rules() };
+        prop_assert_eq!(validate_batch(&produced, &any_time, Timestamp(0)).is_ok(), dense);
     }
 
     /// Damage under a CRC that was made to fit again: must be refused or read, never panic, never allocate past the
@@ -147,10 +151,18 @@ proptest! {
             batch.truncate(BATCH_HEADER_LEN + cut.index(batch.len() - BATCH_HEADER_LEN + 1));
         }
         let batch = reseal(batch);
-        for decoder in [&mut BatchDecoder::new(4096), &mut BatchDecoder::with_holes(4096)] {
-            let _ = decode(decoder, &batch);
+        let _ = decode(&mut BatchDecoder::new(4096), &batch);
+        let mut rewriter = BatchRewriter::new(4096);
+        let _ = rewriter.for_each(&batch, |_| {});
+        let _ = rewriter.retain(&batch, Some(Timestamp(0)), |record| record.offset.0 % 2 == 0);
+        let keyed = BatchRules { keys_required: true, timestamp_before_max_ms: Some(1), ..rules() };
+        for rules in [rules(), keyed] {
+            if let Ok(header) = validate_batch(&batch, &rules, Timestamp(0)) {
+                for target in CODECS {
+                    let _ = recompress(&batch, &header, target);
+                }
+            }
         }
-        let _ = validate_batch(&batch, &rules(), Timestamp(0));
     }
 
     #[test]
@@ -171,6 +183,21 @@ proptest! {
         let stamped = decode(&mut BatchDecoder::new(LIMIT), &batch).unwrap();
         prop_assert!(stamped.iter().all(|record| record.timestamp == now));
         prop_assert_eq!(stamped.len(), records.len());
+    }
+
+    #[test]
+    fn recompressed_records_are_the_same(records in records(false), from in 0..5_usize, to in 0..5_usize) {
+        let batch = with_producer(compressed(&encode(&records), CODECS[from]), 7, 2, 30);
+        let header = BatchHeader::read(&batch).unwrap();
+        let again = recompress(&batch, &header, CODECS[to]).unwrap();
+        prop_assert_eq!(again.is_some(), from != to);
+        let again = again.unwrap_or(batch);
+        verify_crc(&again).unwrap();
+        let written = BatchHeader::read(&again).unwrap();
+        prop_assert_eq!(written.compression().unwrap(), CODECS[to]);
+        let BatchHeader { batch_length, crc, attributes, .. } = header;
+        prop_assert_eq!(BatchHeader { batch_length, crc, attributes, ..written }, header);
+        prop_assert_eq!(&decode(&mut BatchDecoder::new(LIMIT), &again).unwrap(), &records);
     }
 
     #[test]
@@ -347,4 +374,42 @@ fn produce_refusals_name_their_kafka_code() {
     assert!(validate_batch(&stamped, &BatchRules { log_append_time: true, ..rules() }, Timestamp(0)).is_ok());
     assert!(matches!(check(&edit(35, &[0; 8]), &rules()), BatchRefusal::InvalidTimestamp { .. }));
     assert!(matches!(check(&edit(35, &[0x7f; 8]), &rules()), BatchRefusal::InvalidTimestamp { .. }));
+}
+
+#[test]
+fn what_is_wrong_with_single_records_is_told_by_their_index() {
+    let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+    for (offset, time) in [(0, 3000), (1, 900), (2, 5000), (3, 6101)] {
+        let key: Option<&[u8]> = (offset % 3 == 0).then_some(b"k");
+        encoder.push(Offset(offset), Timestamp(time), key, Some(b"v"), std::iter::empty());
+    }
+    let plain = encoder.finish().unwrap().to_vec();
+    let keyed = BatchRules { keys_required: true, ..rules() };
+    let before = BatchRules { timestamp_before_max_ms: Some(4000), ..rules() };
+    let after = BatchRules { timestamp_after_max_ms: Some(1000), ..rules() };
+    let both = BatchRules { timestamp_after_max_ms: Some(1000), ..before };
+    for codec in CODECS {
+        let batch = compressed(&plain, codec);
+        let indexes = |rules: &BatchRules| {
+            let refusal = validate_batch(&batch, rules, Timestamp(5000)).unwrap_err();
+            let (indexes, _) = refusal.records();
+            indexes.to_vec()
+        };
+        assert!(validate_batch(&batch, &rules(), Timestamp(5000)).is_ok());
+        assert_eq!(indexes(&keyed), [1, 2], "{codec:?}");
+        assert_eq!(indexes(&before), [1], "{codec:?}: the first record alone does not say it");
+        assert_eq!(indexes(&after), [3], "{codec:?}");
+        assert_eq!(indexes(&both), [1, 3], "{codec:?}");
+        let stamped = BatchRules { log_append_time: true, ..both };
+        assert!(validate_batch(&batch, &stamped, Timestamp(5000)).is_ok(), "the producer's times do not matter");
+    }
+    // Where records must be looked at, what does not decompress is refused, and a bomb stops at the cap.
+    let broken = with_body(&plain, Compression::Gzip, b"not gzip");
+    assert!(validate_batch(&broken, &rules(), Timestamp(5000)).is_ok());
+    assert!(matches!(validate_batch(&broken, &keyed, Timestamp(5000)), Err(BatchRefusal::Corrupt(_))));
+    let bomb =
+        with_body(&plain, Compression::Zstd, &compress(Compression::Zstd, &vec![0; DECOMPRESSED_BATCH_BYTES_MAX + 1]));
+    let header = BatchHeader::read(&bomb).unwrap();
+    assert!(matches!(validate_batch(&bomb, &keyed, Timestamp(5000)), Err(BatchRefusal::DecompressedTooLarge(_))));
+    assert!(matches!(recompress(&bomb, &header, Compression::Lz4), Err(BatchRefusal::DecompressedTooLarge(_))));
 }

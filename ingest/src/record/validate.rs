@@ -1,12 +1,23 @@
-//! What Produce refuses, from the header and, where the body is not compressed, from a walk over its framing. Nothing
-//! is decoded and nothing allocated.
+//! What Produce refuses, from the header and, where the body is not compressed, from a walk over its framing. A
+//! compressed body is looked into only where the topic asks for something of each record (keys on a compacted topic, a
+//! limit to their age), or where the header says that a timestamp is out of bounds, to name the records. Then it is
+//! decompressed under a cap, and in few places at once.
 
+use parking_lot::{Mutex, MutexGuard};
+
+use super::DECOMPRESSED_BATCH_BYTES_MAX;
 use super::batch::{
     ATTRIBUTES, BATCH_HEADER_LEN, BatchError, BatchHeader, CRC, Compression, MAX_TIMESTAMP, PRODUCER_BITS,
     TIMESTAMP_TYPE_BIT, read_whole,
 };
-use super::decode::check_framing;
+use super::codec::Decompressor;
+use super::decode::{RawRecord, walk};
 use crate::model::{Offset, Timestamp, TimestampType};
+
+/// Records of one batch whose faults are told by index; with more, the first ones are.
+const RECORD_ERRORS_MAX: usize = 1000;
+/// One for each producer's batch that may be decompressed at the same time: what bounds the memory that this takes.
+static DECOMPRESSIONS: [Mutex<()>; 4] = [const { Mutex::new(()) }; 4];
 
 /// Latest timestamp that is accepted: the archive counts microseconds, in 64 bits too.
 pub const TIMESTAMP_MAX: Timestamp = Timestamp(i64::MAX / 1000);
@@ -18,6 +29,8 @@ pub struct BatchRules {
     pub message_bytes_max: usize,
     /// `segment.bytes`: no batch may be larger than a segment.
     pub segment_bytes: u64,
+    /// The topic is compacted: a record without a key would never be replaced.
+    pub keys_required: bool,
     /// `message.timestamp.type` is LogAppendTime: the producer's timestamps do not matter.
     pub log_append_time: bool,
     /// `message.timestamp.before.max.ms`; None is unlimited.
@@ -38,6 +51,12 @@ pub enum BatchRefusal {
     /// INVALID_RECORD
     #[error("the records of the batch are not well-formed")]
     BadRecords(#[source] BatchError),
+    /// INVALID_RECORD, with the index of each such record
+    #[error("{} records of the batch have no key, which they must have on a compacted topic", indexes.len())]
+    KeysMissing { indexes: Vec<i32> },
+    /// MESSAGE_TOO_LARGE: a client that splits its batches has it come through
+    #[error("the records of the batch are too large to be looked at")]
+    DecompressedTooLarge(#[source] BatchError),
     /// CORRUPT_MESSAGE
     #[error("record batch was damaged on its way")]
     Corrupt(#[source] BatchError),
@@ -47,12 +66,23 @@ pub enum BatchRefusal {
     /// RECORD_LIST_TOO_LARGE
     #[error("record batch of {size} bytes exceeds segment.bytes of {limit}")]
     LargerThanSegment { size: usize, limit: u64 },
-    /// INVALID_TIMESTAMP
+    /// INVALID_TIMESTAMP, with the index of each such record where single ones are at fault
     #[error("timestamps {base} to {max} of the record batch are not accepted: {reason}")]
-    InvalidTimestamp { base: Timestamp, max: Timestamp, reason: &'static str },
+    InvalidTimestamp { base: Timestamp, max: Timestamp, reason: &'static str, indexes: Vec<i32> },
     /// UNSUPPORTED_COMPRESSION_TYPE
     #[error("record batch names compression codec {0}; 0 to 4 are known")]
     UnsupportedCompression(i16),
+}
+
+impl BatchRefusal {
+    /// The records at fault, by index, and what is wrong with each; none where it is the batch as a whole.
+    pub fn records(&self) -> (&[i32], &'static str) {
+        match self {
+            Self::KeysMissing { indexes } => (indexes, "a record of a compacted topic must have a key"),
+            Self::InvalidTimestamp { indexes, reason, .. } => (indexes, reason),
+            _ => (&[], ""),
+        }
+    }
 }
 
 /// Checks one batch as a producer sends it. `now` is the broker's time, for the timestamp window.
@@ -67,20 +97,112 @@ pub fn validate_batch(batch: &[u8], rules: &BatchRules, now: Timestamp) -> Resul
         return Err(BatchRefusal::Corrupt(BatchError::Crc { stored: header.crc, computed }));
     }
     check_header(&header)?;
+    let Ok(codec) = header.compression() else {
+        return Err(BatchRefusal::UnsupportedCompression(header.attributes & 0b111));
+    };
+    let window = if rules.log_append_time { Window::default() } else { Window::new(rules, now) };
     if !rules.log_append_time {
-        check_timestamps(&header, rules, now)?;
+        check_timestamps(&header)?;
     }
-    match header.compression() {
-        Ok(Compression::None) => {
-            check_framing(&header, &batch[BATCH_HEADER_LEN..]).map_err(BatchRefusal::BadRecords)?
-        }
-        Ok(_) => {}
-        Err(_) => return Err(BatchRefusal::UnsupportedCompression(header.attributes & 0b111)),
+    if codec == Compression::None || rules.keys_required || window.is_suspect(&header) {
+        check_records(&header, codec, &batch[BATCH_HEADER_LEN..], rules.keys_required, window)?;
     }
     Ok(header)
 }
 
-fn check_size(size: usize, rules: &BatchRules) -> Result<(), BatchRefusal> {
+/// The time in which a record's own may lie; None is unlimited.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    earliest: Option<i64>,
+    latest: Option<i64>,
+}
+
+impl Window {
+    fn new(rules: &BatchRules, now: Timestamp) -> Self {
+        Self {
+            earliest: rules.timestamp_before_max_ms.map(|ms| now.0.saturating_sub(ms)),
+            latest: rules.timestamp_after_max_ms.map(|ms| now.0.saturating_add(ms)),
+        }
+    }
+
+    /// Records may lie outside of it. The header says how late the latest is, but not how early the earliest.
+    fn is_suspect(&self, header: &BatchHeader) -> bool {
+        self.earliest.is_some() || self.is_too_late(header.max_timestamp)
+    }
+
+    fn is_too_early(&self, timestamp: Timestamp) -> bool {
+        timestamp != Timestamp::NONE && self.earliest.is_some_and(|earliest| timestamp.0 < earliest)
+    }
+
+    fn is_too_late(&self, timestamp: Timestamp) -> bool {
+        self.latest.is_some_and(|latest| timestamp.0 > latest)
+    }
+}
+
+/// What single records can be refused for.
+fn check_records(
+    header: &BatchHeader,
+    codec: Compression,
+    body: &[u8],
+    keys_required: bool,
+    window: Window,
+) -> Result<(), BatchRefusal> {
+    let (mut keyless, mut untimely) = (Vec::new(), Vec::new());
+    let mut too_late = window.is_too_late(header.max_timestamp);
+    let note = |into: &mut Vec<i32>, index| {
+        if into.len() < RECORD_ERRORS_MAX {
+            into.push(index);
+        }
+    };
+    let look = |index, record: &RawRecord<'_>| {
+        if keys_required && record.key.is_none() {
+            note(&mut keyless, index);
+        }
+        let timestamp = Timestamp(header.base_timestamp.0.wrapping_add(record.timestamp_delta));
+        if window.is_too_early(timestamp) || window.is_too_late(timestamp) {
+            too_late |= window.is_too_late(timestamp);
+            note(&mut untimely, index);
+        }
+    };
+    with_plain_records(header, codec, body, look, |_| {})?;
+    if !keyless.is_empty() {
+        return Err(BatchRefusal::KeysMissing { indexes: keyless });
+    }
+    if too_late || !untimely.is_empty() {
+        let reason = match too_late {
+            true => "further ahead than message.timestamp.after.max.ms allows",
+            false => "older than message.timestamp.before.max.ms allows",
+        };
+        let (base, max) = (header.base_timestamp, header.max_timestamp);
+        return Err(BatchRefusal::InvalidTimestamp { base, max, reason, indexes: untimely });
+    }
+    Ok(())
+}
+
+/// Decompresses a body under the cap, walks its records with `look`, and gives all of it to `then`. Waits where too many
+/// are at it.
+pub(super) fn with_plain_records<T>(
+    header: &BatchHeader,
+    codec: Compression,
+    body: &[u8],
+    look: impl FnMut(i32, &RawRecord<'_>),
+    then: impl FnOnce(&[u8]) -> T,
+) -> Result<T, BatchRefusal> {
+    let _turn: Option<MutexGuard<'static, ()>> = (codec != Compression::None).then(|| {
+        let [first, ..] = &DECOMPRESSIONS;
+        DECOMPRESSIONS.iter().find_map(|slot| slot.try_lock()).unwrap_or_else(|| first.lock())
+    });
+    let mut decompressor = Decompressor::new(DECOMPRESSED_BATCH_BYTES_MAX);
+    let plain = decompressor.run(codec, body).map_err(|error| match error {
+        BatchError::DecompressedTooLarge { .. } => BatchRefusal::DecompressedTooLarge(error),
+        _ => BatchRefusal::Corrupt(error),
+    })?;
+    walk(header, plain, false, look).map_err(BatchRefusal::BadRecords)?;
+    Ok(then(plain))
+}
+
+/// A batch may be no larger than its topic allows.
+pub(crate) fn check_size(size: usize, rules: &BatchRules) -> Result<(), BatchRefusal> {
     if size > rules.message_bytes_max {
         return Err(BatchRefusal::MessageTooLarge { size, limit: rules.message_bytes_max });
     }
@@ -117,9 +239,9 @@ fn check_header(header: &BatchHeader) -> Result<(), BatchRefusal> {
     Ok(())
 }
 
-fn check_timestamps(header: &BatchHeader, rules: &BatchRules, now: Timestamp) -> Result<(), BatchRefusal> {
+fn check_timestamps(header: &BatchHeader) -> Result<(), BatchRefusal> {
     let (base, max) = (header.base_timestamp, header.max_timestamp);
-    let refuse = |reason| Err(BatchRefusal::InvalidTimestamp { base, max, reason });
+    let refuse = |reason| Err(BatchRefusal::InvalidTimestamp { base, max, reason, indexes: Vec::new() });
     if header.timestamp_type() == TimestampType::LogAppendTime {
         return refuse("a producer cannot set log append time");
     }
@@ -128,12 +250,6 @@ fn check_timestamps(header: &BatchHeader, rules: &BatchRules, now: Timestamp) ->
     }
     if max < base {
         return refuse("the largest is below the first");
-    }
-    if base != Timestamp::NONE && rules.timestamp_before_max_ms.is_some_and(|ms| base.0 < now.0.saturating_sub(ms)) {
-        return refuse("older than message.timestamp.before.max.ms allows");
-    }
-    if rules.timestamp_after_max_ms.is_some_and(|ms| max.0 > now.0.saturating_add(ms)) {
-        return refuse("further ahead than message.timestamp.after.max.ms allows");
     }
     Ok(())
 }

@@ -153,7 +153,10 @@ fn settings_change_in_force_and_for_good_or_not_at_all() {
         first.topics.alter("orders", false, set).map(|_| ()).unwrap_err()
     };
     assert!(matches!(refused("search.tokenizer", "best"), TopicError::Config { .. }));
-    assert!(matches!(refused("remote.storage.enable", "false"), TopicError::ForLife { .. }));
+    let batch = crate::record::testing::batch_of(&[(crate::clock::Clock::now(&SystemClock).0, b"x")]);
+    changed.partitions[1].append(&batch).unwrap();
+    assert!(matches!(refused("remote.storage.enable", "false"), TopicError::Archived(_)));
+    assert!(matches!(refused("cleanup.policy", "compact"), TopicError::ArchivedAndCompacted(_)));
     assert!(matches!(first.topics.alter("clicks", false, set), Err(TopicError::Unknown(_))));
     let same = |overrides: &mut BTreeMap<String, String>| {
         drop(overrides.insert("remote.storage.enable".into(), "true".into()))

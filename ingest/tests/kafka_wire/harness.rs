@@ -141,6 +141,12 @@ impl Broker {
         Self { address, shutdown, server, metadata: Arc::downgrade(&metadata), log, metrics, free, dir }
     }
 
+    /// Compacts what is due.
+    pub async fn clean(&self) {
+        let log = self.log.clone();
+        blocking(move || log.clean(&|| false)).await;
+    }
+
     pub async fn connect(&self) -> Client {
         Client { stream: TcpStream::connect(self.address).await.unwrap(), next_correlation_id: 1 }
     }

@@ -90,7 +90,8 @@ impl From<TopicError> for ApiError {
             | TopicError::NotMore { .. }
             | TopicError::TooMany(_)
             | TopicError::Config { .. }
-            | TopicError::ForLife { .. } => Self::bad_request(error),
+            | TopicError::Archived(_)
+            | TopicError::ArchivedAndCompacted(_) => Self::bad_request(error),
             TopicError::Log { .. } | TopicError::Metadata(_) => Self::fault(&error),
         }
     }
@@ -138,9 +139,11 @@ impl From<ReplayError> for ApiError {
 impl From<AppendError> for ApiError {
     fn from(error: AppendError) -> Self {
         match &error {
-            AppendError::Refused(BatchRefusal::MessageTooLarge { .. } | BatchRefusal::LargerThanSegment { .. }) => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_large", error)
-            }
+            AppendError::Refused(
+                BatchRefusal::MessageTooLarge { .. }
+                | BatchRefusal::LargerThanSegment { .. }
+                | BatchRefusal::DecompressedTooLarge(_),
+            ) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_large", error),
             AppendError::Refused(_) => Self::bad_request(with_causes(&error)),
             AppendError::DiskReserve { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "disk_full", error),
             AppendError::Replaced { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "fenced", error),

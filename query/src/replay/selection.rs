@@ -6,9 +6,13 @@ use std::sync::Arc;
 
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, Timestamp};
-use thermocline_ingest::read::LogReader;
+use thermocline_ingest::read::{LogReader, ReadError, ReadRange, is_committed};
+use thermocline_ingest::record::{
+    BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, Record, split_batches,
+};
 use thermocline_tiering::reader::{OwnedRecord, TieredReader};
 use thermocline_tiering::worker::Tiering;
+use tokio::task::spawn_blocking;
 
 use super::{OffsetRange, READ_BYTES, ReplayError, Undecodable, ranges_in_time};
 use crate::prune::Scope;
@@ -64,6 +68,8 @@ struct Current {
     source: Source,
     /// Known and not yet read.
     ahead: Matched,
+    /// Below, an offset without a record has none that could be read: see [`Selection::is_lost`].
+    settled: Offset,
 }
 
 enum Source {
@@ -119,13 +125,13 @@ impl Selection {
                 Source::Ranges(ranges_in_time(&self.tiering.manifest(&partition), range, *from, *to))
             }
         };
-        Ok(Current { partition, source, ahead: Matched::default() })
+        Ok(Current { partition, source, ahead: Matched::default(), settled: Offset::ZERO })
     }
 
     /// Reads the messages that are known, as far as [`READ_BYTES`] go.
     async fn select(&self, current: &mut Current) -> Result<Selected, ReplayError> {
         let Wanted { from, to, limit, filter, count_only, .. } = &self.wanted;
-        let Current { partition, ahead, source } = current;
+        let Current { partition, ahead, source, settled } = current;
         let mut selected = Selected {
             partition: partition.clone(),
             records: Vec::new(),
@@ -146,11 +152,17 @@ impl Selection {
             let done = found.records.len();
             for (offset, record) in asked.iter().zip(found.records) {
                 let Some(record) = record else {
-                    // Offsets have no holes: below the log start it expired just now, else nobody can decode it.
-                    let stops = matches!(filter, Filter::Everything(Undecodable::Stop));
-                    if stops && *offset >= partition.log_start_offset() {
-                        let partition = partition.topic_partition().clone();
-                        return Err(ReplayError::Undecoded { partition, offset: *offset });
+                    // A match was there once. Of everything, offsets may never have been.
+                    if let Filter::Everything(undecodable) = filter
+                        && *offset >= partition.log_start_offset()
+                    {
+                        if !self.is_lost(partition, *offset, settled).await? {
+                            continue;
+                        }
+                        if *undecodable == Undecodable::Stop {
+                            let partition = partition.topic_partition().clone();
+                            return Err(ReplayError::Undecoded { partition, offset: *offset });
+                        }
                     }
                     selected.missing += 1;
                     continue;
@@ -170,6 +182,51 @@ impl Selection {
             selected.through = *next;
         }
         Ok(selected)
+    }
+
+    /// Whether a record was at `offset` that nobody can decode. Otherwise there is none: the offset is that of a marker, or
+    /// its record was aborted, or compacted away. What is learnt of its neighbours is put into `settled`, exclusive.
+    async fn is_lost(
+        &self,
+        partition: &Arc<Partition>,
+        offset: Offset,
+        settled: &mut Offset,
+    ) -> Result<bool, ReplayError> {
+        if offset < *settled {
+            return Ok(false);
+        }
+        let until = partition.last_stable_offset();
+        let range = ReadRange { from: offset, until, max_bytes: 1, at_least_one: true };
+        let run = match self.reader.read(partition, range).await {
+            // It expired just now.
+            Err(ReadError::OutOfRange { .. }) => return Ok(false),
+            read => read?,
+        };
+        let Some(batch) = run.chunks.into_iter().flat_map(split_batches).next() else {
+            *settled = until;
+            return Ok(false);
+        };
+        let no_batches = |source| {
+            let partition = partition.topic_partition().clone();
+            ReplayError::NoBatches { partition, offset, source }
+        };
+        let batch = batch.map_err(no_batches)?;
+        let header = BatchHeader::read(&batch).map_err(no_batches)?;
+        if header.base_offset > offset {
+            *settled = header.base_offset;
+            return Ok(false);
+        }
+        if is_committed(&header, &run.aborted) {
+            let decodes = spawn_blocking(move || {
+                let nothing = |_: Record<'_>| Ok::<_, BatchError>(());
+                BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX).for_each(&batch, nothing).is_ok()
+            });
+            if !decodes.await? {
+                return Ok(true);
+            }
+        }
+        *settled = header.next_offset();
+        Ok(false)
     }
 }
 

@@ -83,16 +83,33 @@ impl Parts {
 
     /// Appends one batch of (timestamp, value) and waits until it is acked.
     pub async fn produce(&self, partition: i32, messages: &[(i64, String)]) -> Result<(), Failure> {
+        self.produce_keyed(partition, None, messages).await
+    }
+
+    /// The same with one key for all.
+    pub async fn produce_keyed(
+        &self,
+        partition: i32,
+        key: Option<&str>,
+        messages: &[(i64, String)],
+    ) -> Result<(), Failure> {
         let log = self.partition(partition)?.clone();
         let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
         for (delta, (timestamp, value)) in (0..).zip(messages) {
-            encoder.push(Offset(delta), Timestamp(*timestamp), None, Some(value.as_bytes()), std::iter::empty());
+            let key = key.map(str::as_bytes);
+            encoder.push(Offset(delta), Timestamp(*timestamp), key, Some(value.as_bytes()), std::iter::empty());
         }
         let batch = encoder.finish().ok_or("an empty batch")?;
         let appender = log.clone();
         let appended = tokio::task::spawn_blocking(move || appender.append(&batch)).await??;
         log.committed(appended.last_offset.next()).await?;
         Ok(())
+    }
+
+    /// Compacts what is due.
+    pub async fn clean(&self) -> Result<(), Failure> {
+        let log = self.log.clone();
+        Ok(tokio::task::spawn_blocking(move || log.clean(&|| false)).await?)
     }
 
     /// Waits until everything acked so far can be found.

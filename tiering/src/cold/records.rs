@@ -136,7 +136,7 @@ fn by_file(manifest: &Manifest, offsets: &[Offset]) -> Vec<(Arc<DataFile>, Range
 
 /// The records at `offsets`, decoding only batches that hold one. Blocking.
 fn pick(encoded: &EncodedRowGroup, offsets: &[Offset], max_bytes: usize) -> Vec<Option<OwnedRecord>> {
-    let mut decoder = BatchDecoder::with_holes(DECOMPRESSED_BATCH_BYTES_MAX);
+    let mut decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
     let mut found: Vec<Option<OwnedRecord>> = vec![None; offsets.len()];
     let (mut at, mut bytes) = (0, 0);
     while let Some(offset) = offsets.get(at).copied() {

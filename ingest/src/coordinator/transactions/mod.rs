@@ -142,7 +142,7 @@ impl TransactionCoordinator {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, CoordinatorError> {
         let opening = topics.clone();
-        let opened = tokio::task::spawn_blocking(move || StateLog::open(opening)).await;
+        let opened = tokio::task::spawn_blocking(move || StateLog::open(&opening)).await;
         let opened = opened.map_err(StorageError::from).and_then(|opened| opened);
         let (log, known) = opened.map_err(CoordinatorError::Transactions)?;
         let cells = known.into_iter().map(|(id, transaction)| {
@@ -323,7 +323,6 @@ impl TransactionCoordinator {
                     } else {
                         drop(turn);
                     }
-                    this.log.compact_if_due(&this).await;
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;

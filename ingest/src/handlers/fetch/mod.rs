@@ -24,6 +24,7 @@ use futures::stream::FuturesUnordered;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{FetchRequest, TopicName as WireName};
 use kafka_protocol::protocol::StrBytes;
+use thermocline_config::TopicCompression;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::warn;
@@ -43,6 +44,8 @@ use crate::topics::Topic;
 const TOPIC_IDS_SINCE: i16 = 13;
 /// First version whose clients know KAFKA_STORAGE_ERROR.
 const STORAGE_ERROR_SINCE: i16 = 6;
+/// First version that may carry zstd.
+const ZSTD_SINCE: i16 = 10;
 const READ_COMMITTED: i8 = 1;
 /// Files that one read may leave open for its answer: a read seldom covers more than two segments. None where the system
 /// cannot send from them.
@@ -221,6 +224,10 @@ impl Fetch<'_> {
         slot.seen = partition.high_watermark();
         if partition.is_closed() {
             return self.fail(at, ResponseError::UnknownTopicOrPartition);
+        }
+        // As in Kafka, the topic's setting decides, and not what a producer may have sent.
+        if self.version < ZSTD_SINCE && partition.config().compression == Some(TopicCompression::Zstd) {
+            return self.fail(at, ResponseError::UnsupportedCompressionType);
         }
         let until = if self.committed_only { partition.last_stable_offset() } else { slot.seen };
         if slot.position >= until {

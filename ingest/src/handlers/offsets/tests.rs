@@ -79,7 +79,7 @@ fn what_is_pending_is_not_stable() {
     let offset = Offset(50);
     let committed =
         CommittedOffset { offset, leader_epoch: 0, metadata: String::new(), commit_timestamp: Timestamp(1) };
-    pending.insert(7, 0, at, committed);
+    pending.insert(7, at, committed);
     let asked = vec![(name("a"), vec![0, 2])];
     for asked in [Some(asked.as_slice()), None] {
         let topics = fetched(&stored(), &pending, asked);

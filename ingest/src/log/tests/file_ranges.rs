@@ -1,8 +1,10 @@
 //! What is sent from log files: the bytes that a read gives, whatever becomes of the files meanwhile.
 
 use super::super::SENDFILE_BYTES_MIN;
+use super::compaction::compacted;
 use super::*;
 use crate::read::{Chunk, SendRun};
+use crate::record::BatchEncoder;
 
 /// A batch of one record, of about `value_len` bytes.
 fn sized(value_len: usize, timestamp: i64) -> Vec<u8> {
@@ -76,6 +78,43 @@ fn a_range_outlives_its_file() {
     assert!(!fixture.file(4, LOG).exists());
     assert_eq!([bytes(&sealed), bytes(&active)], expected);
     assert_eq!((sealed.files(), active.files()), (1, 1));
+}
+
+#[test]
+fn a_range_goes_over_the_holes_of_a_compacted_log_and_one_from_before_is_what_it_was() {
+    let half = SENDFILE_BYTES_MIN / 2;
+    let fixture = Fixture::new(TopicConfig { segment_bytes: 8 * half as u64, ..compacted() });
+    let run = fixture.open();
+    let keyed = |key: u8| {
+        let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+        let value = vec![b'v'; half];
+        encoder.push(Offset::ZERO, Timestamp(1), Some(&[key]), Some(&value), std::iter::empty());
+        encoder.finish().unwrap()
+    };
+    // What has an odd offset is void after the last one.
+    for n in 0..20 {
+        run.append(&keyed(if n % 2 == 0 { n } else { 1 }));
+    }
+    assert_eq!(fixture.bases(), [0, 7, 14]);
+    run.partition.seal().unwrap();
+    let (before, expected) = (to_send(&run, 0, usize::MAX, 9), run.read(0, usize::MAX));
+    run.log.clean(&|| false);
+    assert_eq!((before.files(), bytes(&before)), (3, expected));
+
+    let after = to_send(&run, 0, usize::MAX, 9);
+    assert_eq!((after.files(), bytes(&after)), (3, run.read(0, usize::MAX)));
+    let offsets = |run: &SendRun| values(&bytes(run)).iter().map(|(offset, _)| *offset).collect::<Vec<_>>();
+    assert_eq!(offsets(&after), [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 19]);
+    // From within a hole, as much as is wanted; the next read begins at or before what follows.
+    let size = keyed(0).len();
+    let some = to_send(&run, 1, 2 * size + half, 9);
+    assert_eq!((some.files(), offsets(&some)), (1, vec![2, 4]));
+    let Some(Chunk::File(range)) = some.chunks.first() else { panic!("{some:?}") };
+    assert!((5..=6).contains(&range.next_offset().0), "{range:?}");
+    // A segment that ends in one.
+    let rest = to_send(&run, 12, usize::MAX, 9);
+    assert_eq!(offsets(&rest), [12, 14, 16, 18, 19]);
+    assert!(to_send(&run, 13, 1, 0).len_bytes() == size, "a hole at a segment's end leads to the next one");
 }
 
 #[test]

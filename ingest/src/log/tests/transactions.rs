@@ -14,7 +14,7 @@ use crate::record::testing::reseal;
 
 const PRODUCERS: i64 = 3;
 
-fn transactional(mut batch: Vec<u8>) -> Vec<u8> {
+pub(super) fn transactional(mut batch: Vec<u8>) -> Vec<u8> {
     batch[22] |= 0x10;
     reseal(batch)
 }
@@ -24,19 +24,19 @@ fn batch(producer: i64, epoch: i16, sequence: i32, count: usize) -> Vec<u8> {
 }
 
 impl Run {
-    fn append_transactional(&self, batch: &[u8]) -> Appended {
+    pub(super) fn append_transactional(&self, batch: &[u8]) -> Appended {
         let appended = self.partition.append_in_transaction(batch, &|_| Ok(())).unwrap();
         self.committed(appended.last_offset.next()).unwrap();
         appended
     }
 
-    fn end(&self, producer: i64, epoch: i16, outcome: TransactionOutcome) -> i64 {
+    pub(super) fn end(&self, producer: i64, epoch: i16, outcome: TransactionOutcome) -> i64 {
         let end = self.partition.end_transaction(producer, epoch, outcome).unwrap();
         self.committed(end).unwrap();
         end.0
     }
 
-    fn stable(&self) -> i64 {
+    pub(super) fn stable(&self) -> i64 {
         self.partition.last_stable_offset().0
     }
 

@@ -36,6 +36,8 @@ pub(crate) struct LiveSplit {
     pub cost: Cost,
     /// How it was made; the topic may ask for something else by now.
     pub options: SplitOptions,
+    /// How often the partition had been compacted before it was made.
+    pub compactions: u64,
     pub reader: SplitReader,
     /// The whole of it. It can be read for as long as somebody has this, also after the file was removed.
     pub file: Arc<dyn FileHandle>,
@@ -90,6 +92,7 @@ struct Building {
     /// What an empty writer takes: paid once, however many splits are merged into one.
     writer_bytes: usize,
     from: Offset,
+    compactions: u64,
     docs: u64,
     log_bytes: u64,
     min_timestamp: Timestamp,
@@ -104,12 +107,17 @@ pub(crate) fn build(
     path: PathBuf,
     metrics: &Arc<SearchMetrics>,
 ) -> Result<Indexed, BuildError> {
-    let mut building = Building::new(options, chunk.from)?;
+    let (compactions, _) = partition.compactions();
+    let mut building = Building::new(options, chunk.from, compactions)?;
     let mut decoder = BatchDecoder::new(DECOMPRESSED_BATCH_BYTES_MAX);
     let (mut through, mut batches_skipped) = (chunk.from, 0);
     while through < chunk.until {
         let (from, until) = (through, chunk.until);
         let run = partition.read(&ReadRange { from, until, max_bytes: chunk.step_bytes, at_least_one: true })?;
+        if run.is_empty() {
+            // Compaction left nothing in the rest of the chunk.
+            through = until;
+        }
         let aborted = run.aborted;
         for batch in run.chunks.into_iter().flat_map(split_batches) {
             let batch = batch?;
@@ -160,6 +168,7 @@ pub(crate) fn join(
             memory_bytes: members.iter().map(|member| member.cost.memory_bytes).sum(),
         },
         options: first.options,
+        compactions: members.iter().map(|member| member.compactions).min().unwrap_or_default(),
     };
     Ok(Some(Indexed { split: Some(made.keep(bytes, path, metrics)?), through, batches_skipped }))
 }
@@ -177,6 +186,7 @@ struct Made {
     docs: u64,
     cost: Cost,
     options: SplitOptions,
+    compactions: u64,
 }
 
 impl Made {
@@ -187,18 +197,30 @@ impl Made {
         std::fs::write(&path, &bytes).map_err(scratch)?;
         let file = local_file(&path).map_err(scratch)?;
         let reader = SplitReader::open(file.clone())?;
-        let Self { span, min_timestamp, max_timestamp, docs, cost, options } = self;
-        Ok(LiveSplit { span, min_timestamp, max_timestamp, docs, cost, options, reader, file, _scratch: kept })
+        let Self { span, min_timestamp, max_timestamp, docs, cost, options, compactions } = self;
+        Ok(LiveSplit {
+            span,
+            min_timestamp,
+            max_timestamp,
+            docs,
+            cost,
+            options,
+            compactions,
+            reader,
+            file,
+            _scratch: kept,
+        })
     }
 }
 
 impl Building {
-    fn new(options: SplitOptions, from: Offset) -> Result<Self, SplitError> {
+    fn new(options: SplitOptions, from: Offset, compactions: u64) -> Result<Self, SplitError> {
         let writer = SplitWriter::new(options)?;
         Ok(Self {
             writer_bytes: writer.mem_usage_bytes(),
             writer,
             from,
+            compactions,
             docs: 0,
             log_bytes: 0,
             min_timestamp: Timestamp(i64::MAX),
@@ -241,8 +263,19 @@ impl Building {
             docs: self.docs,
             cost: Cost { log_bytes: self.log_bytes, memory_bytes: self.memory_bytes() },
             options: self.writer.options(),
+            compactions: self.compactions,
         };
         Ok(Some(made.keep(self.writer.finish()?, path, metrics)?))
+    }
+}
+
+impl LiveSplit {
+    /// Whether it was made in another way than is `wanted` now, or may hold messages that compaction has taken out of
+    /// `partition` since. The latter are left out of every page of hits, as they are not found there any more, but counted
+    /// until it is made again.
+    pub fn is_outdated(&self, wanted: SplitOptions, partition: &Partition) -> bool {
+        let (compactions, through) = partition.compactions();
+        self.options != wanted || self.compactions < compactions && self.span.start < through
     }
 }
 

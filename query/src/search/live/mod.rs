@@ -16,8 +16,8 @@
 //! 5. No split reaches beyond a segment of the log that will be archived, unless the archive lags far behind
 //!    (`plan.rs`). So the archive's split of a segment is merged from those that are here, and no message is cut into
 //!    words twice ([`LiveIndex::prepared`]); what it holds of them stays readable when they are dropped.
-//! 6. Splits that were made under other settings of the topic are built again one by one, and answer by their own
-//!    schema until then.
+//! 6. Splits that were made under other settings of the topic, or before it was compacted, are built again one by one,
+//!    and answer by their own schema until then. A compacted topic is not archived, so none of the latter is handed on.
 //!
 //! A slice that was archived and trimmed before it was indexed is skipped: the archive answers for it. Partitions
 //! that are behind stand in line, and go to its end after a chunk, so that a backlog in one does not hold up the
@@ -293,7 +293,7 @@ impl LiveIndex {
                 self.merges.notify_one();
             }
             let is_paused = progress.paused_until.is_some_and(|until| until > instant);
-            if !is_paused && coverage.splits().iter().any(|split| split.options != wanted) {
+            if !is_paused && coverage.splits().iter().any(|split| split.is_outdated(wanted, &live.partition)) {
                 self.merges.notify_one();
             }
             progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
@@ -343,7 +343,7 @@ impl LiveIndex {
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
         let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
-        let outdated = snapshot.splits().iter().position(|split| split.options != options);
+        let outdated = snapshot.splits().iter().position(|split| split.is_outdated(options, &live.partition));
         let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
         let is_quiet = live.progress.lock().added_at.is_none();
         let segments = live.segments_of(&snapshot);
