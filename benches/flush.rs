@@ -2,8 +2,8 @@
 //! `syncfs`; and the hot log's own group commit, whatever it does. Each file is appended to before, and the time is from
 //! the first write to the end of the last sync. All take turns.
 //!
-//! What it said (ext4 on a virtual disk, two cores, medians over appends of 10 KB, one fdatasync 0.3 ms), as parts of the
-//! time that one after the other takes:
+//! What a smaller program, without the hot log and without others who write, said before it (ext4 on a virtual disk, two
+//! cores, medians over appends of 10 KB, one fdatasync 0.3 ms), as parts of the time that one after the other takes:
 //!
 //! | files | 4 threads | 16 threads | 32 threads | `syncfs` |
 //! |---|---|---|---|---|
@@ -11,8 +11,8 @@
 //! | 100 | 0.58 | 0.41 | 0.38 | 0.30 |
 //! | 1,000 | 0.59 | 0.38 | 0.36 | 0.26 |
 //!
-//! So `syncfs` gains a quarter over threads, until somebody else writes to the same file system (the last row of each
-//! size): then it waits for that as well. The log syncs by threads.
+//! So `syncfs` gains a quarter over threads. It waits for what others have written to the same file system as well, by
+//! its definition; the last row of each size is there to show how long. The log syncs by threads.
 
 mod support;
 

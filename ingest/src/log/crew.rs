@@ -44,8 +44,9 @@ impl<T: Send + 'static> Crew<T> {
         {
             let mut list = shared.list.lock();
             list.waiting = items;
-            if list.waiting.len() > 1 {
-                shared.more.notify_all();
+            // No more are woken than can get an item.
+            for _ in 1..list.waiting.len().min(self.helpers.len() + 1) {
+                shared.more.notify_one();
             }
         }
         while let Some(item) = shared.take() {

@@ -17,8 +17,8 @@ use super::segment::LogFile;
 use crate::model::Offset;
 
 /// Bytes from which on a range of a file is sent as such. Measured over loopback, from the page cache, against reading into
-/// memory and one write: 1.2 times the time at 16 KiB, as much at 64 KiB, 0.3 to 0.8 at 128 KiB, 0.4 to 0.5 at 1 MiB; a
-/// thread for calls that may block costs some 10 µs more.
+/// memory and one write: 1.2 times the time at 16 KiB, as much at 64 KiB, 0.3 to 0.8 at 128 KiB, 0.4 to 0.5 at 1 MiB. What
+/// the thread for calls that may block costs is not in it.
 pub const SENDFILE_BYTES_MIN: usize = 128 << 10;
 
 /// Whole batches in a log file, one after the other.
