@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::{try_join, try_join_all};
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::{FetchRequest, FetchResponse, TopicName};
@@ -50,9 +50,11 @@ const BATCH_BYTES: usize = 16 << 10;
 const REQUEST_BYTES: usize = 1 << 20;
 /// Bytes produced at each number of topics, in sizes of the corpus.
 const CORPORA: usize = 2;
-/// A consumer's `max.partition.fetch.bytes` and `fetch.max.bytes`.
+/// A consumer's `max.partition.fetch.bytes`.
 const PARTITION_FETCH_BYTES: i32 = 1 << 20;
-const FETCH_BYTES: i32 = 50 << 20;
+/// Its `fetch.max.bytes`: less than the usual 50 MiB, for memory for such responses costs the client more than anything
+/// costs the broker, and only many topics fill them.
+const FETCH_BYTES: i32 = 8 << 20;
 const POLL_MS: i32 = 500;
 const WATCHED_BATCH_BYTES: usize = 10 << 10;
 const WATCHED_BYTES_PER_SECOND: usize = 5_000_000;
@@ -85,13 +87,13 @@ async fn main() -> BenchResult {
         std::env::var("THERMOCLINE_BENCH_TOPICS").ok().map(|text| text.split(',').flat_map(str::parse).collect());
     let topics: Vec<_> =
         TOPICS.into_iter().filter(|topics| chosen.as_ref().is_none_or(|chosen| chosen.contains(topics))).collect();
-    let (mut rates, mut latencies, mut spread) = (Table::default(), Table::default(), Table::default());
+    let mut spread = Table::default();
     for record_bytes in RECORD_BYTES {
         for strict in [true, false] {
             let mut measured = BTreeMap::new();
             for &topics in &topics {
                 let setting = Setting { topics, record_bytes, strict };
-                measured.insert(topics, run(&setting, &mut rates, &mut latencies).await?);
+                measured.insert(topics, run(&setting).await?);
             }
             let Some(beside) = measured.get(&BESIDE_TOPICS).copied() else { continue };
             for (&topics, rate) in measured.iter().filter(|(topics, _)| **topics != BESIDE_TOPICS) {
@@ -102,10 +104,6 @@ async fn main() -> BenchResult {
             }
         }
     }
-    rates.print("MB/s");
-    println!();
-    latencies.print("ms");
-    println!();
     spread.print("MB/s");
     Ok(())
 }
@@ -135,7 +133,8 @@ impl Setting {
     }
 }
 
-async fn run(setting: &Setting, rates: &mut Table, latencies: &mut Table) -> BenchResult<Rates> {
+/// Prints what it measures once it is measured, for the whole takes long.
+async fn run(setting: &Setting) -> BenchResult<Rates> {
     let dir = tempfile::tempdir()?;
     let mut config = Config::default();
     config.broker.data_dir = dir.path().join("data");
@@ -151,8 +150,12 @@ async fn run(setting: &Setting, rates: &mut Table, latencies: &mut Table) -> Ben
     wire::create_topics(addr, &filled, &settings).await?;
     wire::create_topics(addr, &watched, &settings).await?;
 
-    let measured = throughput(setting, addr, &filled, dir.path(), rates).await?;
-    watch(setting, addr, &watched, dir.path(), latencies).await?;
+    let (mut rates, mut latencies) = (Table::default(), Table::default());
+    let measured = throughput(setting, addr, &filled, dir.path(), &mut rates).await?;
+    rates.print("MB/s");
+    watch(setting, addr, &watched, dir.path(), &mut latencies).await?;
+    latencies.print("ms");
+    println!();
     broker.shutdown().await?;
     Ok(measured)
 }
@@ -236,7 +239,7 @@ async fn drain(addr: SocketAddr, topics: &[TopicName], counts: &[Cell<i64>], con
     let (mut read, mut write) = wire::connect(addr).await?.into_split();
     let mut positions: BTreeMap<usize, i64> =
         (connection..topics.len()).step_by(CONNECTIONS).map(|at| (at, 0)).collect();
-    let mut bytes = 0;
+    let (mut bytes, mut buffer) = (0, BytesMut::new());
     loop {
         positions.retain(|at, position| *position < counts[*at].get());
         if positions.is_empty() {
@@ -245,7 +248,7 @@ async fn drain(addr: SocketAddr, topics: &[TopicName], counts: &[Cell<i64>], con
         let wanted = positions.iter().map(|(at, position)| wanted(&topics[*at], *position)).collect();
         let request = FetchRequest::default().with_max_wait_ms(0).with_max_bytes(FETCH_BYTES).with_topics(wanted);
         write.write_all(&wire::frame(wire::FETCH_VERSION, &request.with_session_epoch(-1))?).await?;
-        let response = wire::fetched(&mut read).await?;
+        let response = wire::fetched(&mut buffer, &mut read).await?;
         let numbers: BTreeMap<_, _> = positions.keys().map(|at| (topics[*at].clone(), *at)).collect();
         for (name, records) in records(&response) {
             bytes += records.len();
@@ -383,7 +386,7 @@ async fn deliver(
     let numbers: BTreeMap<_, _> = share.iter().map(|at| (topics[*at].clone(), *at)).collect();
     let mut changed: BTreeMap<usize, i64> = share.iter().map(|at| (*at, 0)).collect();
     let (mut session, mut epoch) = (0, 0);
-    let mut latencies = Vec::new();
+    let (mut latencies, mut buffer) = (Vec::new(), BytesMut::new());
     // How many of the first `all` batches went to these topics.
     let expected = |all: usize| -> usize {
         share.iter().filter(|at| **at < all).map(|at| (all - 1 - at) / topics.len() + 1).sum()
@@ -397,7 +400,7 @@ async fn deliver(
             .with_session_epoch(epoch)
             .with_topics(changed.iter().map(|(at, position)| wanted(&topics[*at], *position)).collect());
         stream.write_all(&wire::frame(wire::FETCH_VERSION, &request)?).await?;
-        let response = wire::fetched(&mut stream).await?;
+        let response = wire::fetched(&mut buffer, &mut stream).await?;
         session = response.session_id;
         epoch += 1;
         changed.clear();

@@ -52,9 +52,24 @@ pub async fn receive<T: Decodable + HeaderVersion>(
     read: &mut (impl AsyncRead + Unpin),
     version: i16,
 ) -> BenchResult<T> {
-    let mut frame = vec![0; usize::try_from(read.read_i32().await?)?];
-    read.read_exact(&mut frame).await?;
-    let mut frame = Bytes::from(frame);
+    receive_into(&mut BytesMut::new(), read, version).await
+}
+
+/// The same in memory that was used before, once nothing refers to it any more: new memory is the larger part of what it
+/// costs to receive a large response.
+async fn receive_into<T: Decodable + HeaderVersion>(
+    buffer: &mut BytesMut,
+    read: &mut (impl AsyncRead + Unpin),
+    version: i16,
+) -> BenchResult<T> {
+    let length = usize::try_from(read.read_i32().await?)?;
+    buffer.reserve(length);
+    let mut rest = read.take(length as u64);
+    while rest.read_buf(buffer).await? > 0 {}
+    if buffer.len() < length {
+        return Err("the connection ended within a response".into());
+    }
+    let mut frame = buffer.split().freeze();
     ResponseHeader::decode(&mut frame, T::header_version(version))?;
     let response = T::decode(&mut frame, version)?;
     if frame.has_remaining() { Err("trailing bytes in the answer".into()) } else { Ok(response) }
@@ -77,9 +92,9 @@ pub async fn expect_ack(read: &mut (impl AsyncRead + Unpin)) -> BenchResult {
     refuse("produce", rows.find(|row| row.error_code != 0).map(|row| row.error_code))
 }
 
-/// Reads the answer to a Fetch, in which no partition may have an error.
-pub async fn fetched(read: &mut (impl AsyncRead + Unpin)) -> BenchResult<FetchResponse> {
-    let response: FetchResponse = receive(read, FETCH_VERSION).await?;
+/// Reads the answer to a Fetch, in which no partition may have an error. `buffer`: the connection's.
+pub async fn fetched(buffer: &mut BytesMut, read: &mut (impl AsyncRead + Unpin)) -> BenchResult<FetchResponse> {
+    let response: FetchResponse = receive_into(buffer, read, FETCH_VERSION).await?;
     let rows = response.responses.iter().flat_map(|topic| &topic.partitions).map(|row| row.error_code);
     refuse("fetch", rows.chain([response.error_code]).find(|code| *code != 0))?;
     Ok(response)

@@ -2,8 +2,8 @@
 //! when it decides how much of the machine it may take.
 //!
 //! Two histograms that are emptied whenever they are read. Whoever works in the background says so
-//! ([`ProduceLatency::work`]); an ack counts as *alone* if nobody worked from its request to its end, and as *beside*
-//! work otherwise. Counting is a few atomic operations. A latency that is counted while the window is read belongs to
+//! ([`ProduceLatency::work`]); an ack counts as *alone* if nobody worked from [`SETTLE`] before its request to its end, and
+//! as *beside* work otherwise. Counting is a few atomic operations. A latency that is counted while the window is read belongs to
 //! this reading or the next; one that is counted while work begins or ends may be taken for either kind.
 
 use std::sync::Arc;
@@ -16,7 +16,9 @@ const STEPS: usize = 1 << STEPS_BITS;
 /// Doublings above a microsecond that are told apart: to about a minute.
 const DOUBLINGS: usize = 26;
 const BUCKETS: usize = (DOUBLINGS - STEPS_BITS as usize + 1) * STEPS;
-/// What sums of counts may be off by.
+/// After the last worker, the disk and the caches are as if there had been none.
+const SETTLE: Duration = Duration::from_millis(20);
+/// What a share of a total may be off by.
 const ROUNDING: f64 = 1e-6;
 
 /// Latencies of produce requests since they were read last.
@@ -41,7 +43,7 @@ pub struct Reading {
     pub beside: Counts,
 }
 
-/// How many acks took how long. Fractions come from [`Counts::absorb`], which forgets by shrinking.
+/// How many acks took how long.
 #[derive(Clone, Debug)]
 pub struct Counts(Vec<f64>);
 
@@ -75,7 +77,7 @@ impl Default for Counts {
 impl ProduceLatency {
     /// A producer just got its ack, so long after its request.
     pub fn record(&self, latency: Duration) {
-        let window = if self.was_quiet_for(latency) { &self.alone } else { &self.beside };
+        let window = if self.is_alone(latency) { &self.alone } else { &self.beside };
         window.add(latency);
     }
 
@@ -90,11 +92,16 @@ impl ProduceLatency {
         Reading { alone: self.alone.take(), beside: self.beside.take() }
     }
 
-    fn was_quiet_for(&self, latency: Duration) -> bool {
+    fn is_alone(&self, latency: Duration) -> bool {
         let since = self.quiet_since.load(Ordering::Relaxed);
-        let quiet_for = || self.opened_at.elapsed().saturating_sub(Duration::from_micros(since));
-        self.workers.load(Ordering::Relaxed) == 0 && (since == 0 || quiet_for() >= latency)
+        let quiet_for = (since > 0).then(|| self.opened_at.elapsed().saturating_sub(Duration::from_micros(since)));
+        self.workers.load(Ordering::Relaxed) == 0 && was_quiet(quiet_for, latency)
     }
+}
+
+/// Whether nobody worked beside an ack that just came: `quiet_for` is how long nobody has, None if nobody ever did.
+fn was_quiet(quiet_for: Option<Duration>, latency: Duration) -> bool {
+    quiet_for.is_none_or(|quiet_for| quiet_for >= latency.saturating_add(SETTLE))
 }
 
 impl Reading {
@@ -145,11 +152,8 @@ impl Counts {
         late.map(|(_, count)| count).sum()
     }
 
-    /// Adds `other`, then shrinks all to a total of `weight_max`: the longer ago, the less an ack counts.
-    pub fn absorb(&mut self, other: &Self, weight_max: f64) {
+    pub fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(count, more)| *count += more);
-        let shrink = weight_max / self.total().max(weight_max);
-        self.0.iter_mut().for_each(|count| *count *= shrink);
     }
 }
 

@@ -341,12 +341,17 @@ async fn transactions_and_producers_are_described() {
         (list(&["Empty", "Odd"], -1), 0),
         (list(&[], 3_600_000), 0),
         (list(&[], -1).with_producer_id_filters(vec![ProducerId(producer.id + 1)]), 0),
+        (list(&[], -1).with_transactional_id_pattern(Some(text("t."))), 1),
+        (list(&[], -1).with_transactional_id_pattern(Some(text("t"))), 0),
     ] {
-        let listed: ListTransactionsResponse = client.ask(1, &request).await;
+        let listed: ListTransactionsResponse = client.ask(2, &request).await;
         assert_eq!(listed.transaction_states.len(), count, "{request:?}");
         let odd = request.state_filters.iter().filter(|state| state.as_str() == "Odd").count();
         assert_eq!(listed.unknown_state_filters.len(), odd);
     }
+    let request = list(&[], -1).with_transactional_id_pattern(Some(text("(")));
+    let listed: ListTransactionsResponse = client.ask(2, &request).await;
+    assert_eq!(listed.error_code, ResponseError::InvalidRegularExpression.code());
 
     let wanted = describe_producers_request::TopicRequest::default()
         .with_name(name("orders"))

@@ -9,7 +9,9 @@
 //! among all (those beyond the goal), and keeps an account: one ack of a hundred may be late; [`DEBT_MAX`] more than
 //! that lower the duty cycle by [`DUTY_CUT`], so many fewer raise it by [`DUTY_STEP`] (additive increase,
 //! multiplicative decrease: it gives way fast and comes back carefully). The account makes a quantile of few acks
-//! usable: in a second of a quiet producer the p99 is its slowest ack, and chance decides that.
+//! usable: in a second of a quiet producer the p99 is its slowest ack, and chance decides that. What is usual alone is the
+//! median over the p99 of the last [`SAMPLES_MAX`] samples of [`SAMPLE_ACKS`]: a disk that stalled for a moment spoils one
+//! of them, where it would decide the p99 of all acks taken together, and leave work without a goal for a minute.
 //!
 //! # Invariants
 //! 1. The duty cycle is never below [`DUTY_MIN`]: segments that are not archived cannot leave the disk, and a disk
@@ -21,6 +23,7 @@
 //!
 //! Nothing here outlives the process; a new one starts at 1.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -44,17 +47,20 @@ pub const PERIOD: Duration = Duration::from_secs(1);
 const QUANTILE: f64 = 0.99;
 /// Late acks, more or fewer than allowed, that are not taken for chance.
 const DEBT_MAX: f64 = 4.0;
-/// Acks alone that are remembered. A hundredth of them is beyond the quantile, which is thus known to about a fifth.
-const ALONE_MAX: f64 = 2500.0;
-/// Acks alone without which nothing is known.
-const ALONE_MIN: f64 = 100.0;
+/// Acks alone that a sample has at least; less have no such quantile.
+const SAMPLE_ACKS: f64 = 100.0;
+/// Samples that are remembered.
+const SAMPLES_MAX: usize = 25;
 
 /// Sets the duty cycle by what producers experience.
 #[derive(Clone, Debug)]
 pub struct Controller {
     slowdown_percent: u32,
     duty: f64,
+    /// The sample that is being gathered.
     alone: Counts,
+    /// The quantile in the last samples, the newest at the end.
+    samples: VecDeque<Duration>,
     /// Late acks beyond what is allowed.
     debt: f64,
 }
@@ -79,7 +85,7 @@ struct State {
 impl Controller {
     /// `slowdown_percent`: how far the p99 may be above what it is alone; zero leaves the duty cycle at 1.
     pub fn new(slowdown_percent: u32) -> Self {
-        Self { slowdown_percent, duty: 1.0, alone: Counts::default(), debt: 0.0 }
+        Self { slowdown_percent, duty: 1.0, alone: Counts::default(), samples: VecDeque::new(), debt: 0.0 }
     }
 
     pub fn duty(&self) -> f64 {
@@ -88,7 +94,15 @@ impl Controller {
 
     /// Remembers what producers experience alone.
     pub fn learn(&mut self, alone: &Counts) {
-        self.alone.absorb(alone, ALONE_MAX);
+        self.alone.add(alone);
+        if self.alone.total() >= SAMPLE_ACKS
+            && let Some(p99) = std::mem::take(&mut self.alone).quantile(QUANTILE)
+        {
+            self.samples.push_back(p99);
+            if self.samples.len() > SAMPLES_MAX {
+                self.samples.pop_front();
+            }
+        }
     }
 
     /// Judges a period.
@@ -118,8 +132,10 @@ impl Controller {
     }
 
     fn goal(&self) -> Option<Duration> {
-        let p99 = self.alone.quantile(QUANTILE)?;
-        (self.alone.total() >= ALONE_MIN).then(|| p99 + p99 * self.slowdown_percent / 100)
+        let mut sorted: Vec<_> = self.samples.iter().copied().collect();
+        sorted.sort_unstable();
+        let usual = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+        Some(usual + usual * self.slowdown_percent / 100)
     }
 }
 
@@ -176,6 +192,8 @@ impl Throttle {
         } else {
             controller.judge(&reading);
             self.gauge.set(controller.duty());
+            let (alone, beside) = (reading.alone.total(), reading.beside.total());
+            tracing::trace!(alone, beside, debt = controller.debt, goal = ?controller.goal(), duty = controller.duty);
         }
     }
 }

@@ -22,6 +22,7 @@ use kafka_protocol::messages::{
     EndTxnRequest, EndTxnResponse, ListTransactionsRequest, ListTransactionsResponse, ProducerId as WireProducerId,
     TopicName as WireTopicName, TransactionalId, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
+use regex::{Regex, RegexBuilder};
 
 use super::offsets::{Commit, accept};
 use super::{RequestContext, blocking, code, find_partition, text};
@@ -204,23 +205,31 @@ fn described(id: TransactionalId, found: Option<Transaction>) -> DescribedTransa
         .with_topics(topics.collect())
 }
 
-/// ListTransactions, filtered by state, producer and, from version 1 on, how long it has been under way.
+/// Memory that the regular expression of a request may take once it is compiled.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+/// ListTransactions, filtered by state, producer, from version 1 on how long it has been under way, and from version 2 on
+/// a regular expression that the whole id has to match (KIP-1152).
 pub async fn list_transactions(
     services: &Arc<Services>,
     _context: &RequestContext,
     request: ListTransactionsRequest,
 ) -> ListTransactionsResponse {
+    let Ok(pattern) = id_pattern(request.transactional_id_pattern.as_deref()) else {
+        return ListTransactionsResponse::default().with_error_code(ResponseError::InvalidRegularExpression.code());
+    };
     let now = services.transactions.now();
     let (known, unknown): (Vec<_>, Vec<_>) = request.state_filters.iter().partition(|name| is_state(name));
-    let is_wanted = |transaction: &Transaction| {
+    let is_wanted = |id: &str, transaction: &Transaction| {
         let state = transaction.state.as_str();
         let producer = transaction.producer_id.0;
         let age_ms = transaction.started.map_or(0, |started| now.0.saturating_sub(started.0));
         (request.state_filters.is_empty() || known.iter().any(|name| name.as_str() == state))
             && (request.producer_id_filters.is_empty() || request.producer_id_filters.iter().any(|id| id.0 == producer))
             && (request.duration_filter < 0 || age_ms > request.duration_filter)
+            && pattern.as_ref().is_none_or(|pattern| pattern.is_match(id))
     };
-    let listed = services.transactions.list().into_iter().filter(|(_, transaction)| is_wanted(transaction));
+    let listed = services.transactions.list().into_iter().filter(|(id, transaction)| is_wanted(id, transaction));
     let listed = listed.map(|(id, transaction)| {
         ListedTransaction::default()
             .with_transactional_id(TransactionalId(text(&id)))
@@ -230,6 +239,15 @@ pub async fn list_transactions(
     ListTransactionsResponse::default()
         .with_transaction_states(listed.collect())
         .with_unknown_state_filters(unknown.into_iter().cloned().collect())
+}
+
+/// As in Kafka, an empty one is none.
+fn id_pattern(pattern: Option<&str>) -> Result<Option<Regex>, regex::Error> {
+    let compile = |pattern: &str| RegexBuilder::new(pattern).size_limit(PATTERN_BYTES_MAX).build();
+    let Some(pattern) = pattern.filter(|pattern| !pattern.is_empty()) else { return Ok(None) };
+    // What is valid only between the parentheses below is not valid.
+    compile(pattern)?;
+    compile(&format!(r"\A(?:{pattern})\z")).map(Some)
 }
 
 fn is_state(name: &str) -> bool {
@@ -302,6 +320,16 @@ mod tests {
         assert_eq!(as_known(2, 2, ResponseError::ProducerFenced), ResponseError::ProducerFenced);
         assert_eq!(as_known(0, 2, ResponseError::InvalidTxnState), ResponseError::InvalidTxnState);
         assert!(is_state("PrepareAbort") && !is_state("Dead") && !is_state("empty"));
+    }
+
+    #[test]
+    fn a_pattern_has_to_match_the_whole_id() {
+        let matches = |pattern, id| id_pattern(Some(pattern)).unwrap().is_none_or(|pattern| pattern.is_match(id));
+        assert!(matches("a|b", "a") && matches("a|b", "b") && matches(r"app-\d+", "app-12") && matches("", "any"));
+        assert!(!matches("a|b", "ab") && !matches("app", "app-1") && !matches("a", "a\n"));
+        for invalid in ["(", "a)(b", r"(?:\w{1000}){1000}"] {
+            assert!(id_pattern(Some(invalid)).is_err(), "{invalid}");
+        }
     }
 
     #[test]

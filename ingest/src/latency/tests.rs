@@ -30,19 +30,15 @@ fn an_ack_is_alone_if_nobody_worked_while_it_was_waited_for() {
     drop(first);
     assert_eq!(counted(Duration::ZERO), (0.0, 1.0));
     drop(second);
-    assert_eq!(counted(Duration::ZERO), (1.0, 0.0));
     assert_eq!(counted(Duration::MAX), (0.0, 1.0), "requested while somebody worked");
 }
 
 #[test]
-fn what_was_absorbed_long_ago_counts_less() {
-    let mut counts = Counts::from_iter([millis(1); 100]);
-    let slow = Counts::from_iter([millis(100); 100]);
-    counts.absorb(&slow, 100.0);
-    assert!((counts.total() - 100.0).abs() < 1e-6);
-    assert!((counts.beyond(millis(50)) - 50.0).abs() < 1e-6);
-    (0..20).for_each(|_| counts.absorb(&slow, 100.0));
-    assert!(counts.beyond(millis(50)) > 99.9);
+fn an_ack_soon_after_work_is_not_alone_yet() {
+    assert!(was_quiet(None, Duration::MAX));
+    assert!(was_quiet(Some(SETTLE + millis(3)), millis(3)));
+    assert!(!was_quiet(Some(SETTLE + millis(2)), millis(3)));
+    assert!(!was_quiet(Some(Duration::MAX - millis(1)), Duration::MAX));
 }
 
 #[test]

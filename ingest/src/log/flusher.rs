@@ -2,13 +2,12 @@
 //! last, has each one's file synced once, and its high watermark published; every ack that waited for those bytes leaves.
 //! While it syncs, the next set gathers: the slower the disk, the larger the group.
 //!
-//! Files of a group are synced side by side ([`Crew`]), each by `fdatasync`. One `syncfs` for the group would be faster
-//! still (`benches/flush.rs` has figures), but it waits for whatever else on the file system is dirty, be it the
-//! archive's or another program's, so that acks would take as long as strangers wrote; it does not say whose bytes were
-//! lost; and there are file systems on which it promises less than `fdatasync`.
+//! Files of a group are synced side by side ([`Crew`]), each by `fdatasync`; those of a large group all at once by one
+//! `syncfs`, where that is as safe and nobody else's bytes make it slow ([`FileSystem`]; `benches/flush.rs`).
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::crew::Crew;
 use super::disk::{CHECK_INTERVAL, DiskWatch};
+use super::file_system::FileSystem;
 use super::partition::Partition;
 use crate::metrics::IngestMetrics;
 
@@ -27,6 +27,8 @@ const SYNC_THREADS: usize = 16;
 pub struct FlushQueue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
+    /// Partitions there are.
+    pub partitions: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -95,10 +97,15 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    pub fn start(queue: Arc<FlushQueue>, disk: Arc<DiskWatch>, metrics: Arc<IngestMetrics>) -> io::Result<Self> {
+    pub fn start(
+        queue: Arc<FlushQueue>,
+        file_system: Option<FileSystem>,
+        disk: Arc<DiskWatch>,
+        metrics: Arc<IngestMetrics>,
+    ) -> io::Result<Self> {
         let work = queue.clone();
-        let thread =
-            std::thread::Builder::new().name("log-flusher".to_owned()).spawn(move || run(&work, &disk, &metrics))?;
+        let run = move || run(&work, file_system, &disk, &metrics);
+        let thread = std::thread::Builder::new().name("log-flusher".to_owned()).spawn(run)?;
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
@@ -113,17 +120,36 @@ impl Flusher {
     }
 }
 
-fn run(queue: &FlushQueue, disk: &DiskWatch, metrics: &IngestMetrics) {
+fn run(queue: &FlushQueue, mut file_system: Option<FileSystem>, disk: &DiskWatch, metrics: &IngestMetrics) {
     let mut crew = Crew::new(SYNC_THREADS, |partition: &Arc<Partition>| partition.flush());
     loop {
         // A refusing broker gets no writes that would wake this thread, and must notice when there is space again.
         let Some(group) = queue.take(disk.is_low().then_some(CHECK_INTERVAL)) else { return };
         if !group.is_empty() {
             let started = Instant::now();
-            crew.work_off(group);
+            if !file_system
+                .as_mut()
+                .is_some_and(|it| flush_at_once(it, &group, queue.partitions.load(Ordering::Relaxed)))
+            {
+                crew.work_off(group);
+            }
             metrics.flushes.inc();
             metrics.flush_seconds.observe(started.elapsed().as_secs_f64());
         }
         disk.refresh();
     }
+}
+
+/// Commits a group by one sync of all. False where that is not the way, or failed; then each has to be flushed.
+pub(super) fn flush_at_once(file_system: &mut FileSystem, group: &[Arc<Partition>], partitions: usize) -> bool {
+    let device = Some(file_system.device);
+    if !file_system.suits(group.len(), partitions) || group.iter().any(|partition| partition.device() != device) {
+        return false;
+    }
+    let ends: Vec<_> = group.iter().map(|partition| partition.begin_flush().1).collect();
+    let is_synced = file_system.sync();
+    if is_synced {
+        group.iter().zip(ends).for_each(|(partition, end)| partition.flushed(end));
+    }
+    is_synced
 }

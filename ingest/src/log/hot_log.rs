@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::cleaner::CleanerLimits;
 use super::disk::{DiskWatch, FreeSpace, free_space_of};
 use super::error::{IoContext, LogError};
+use super::file_system::FileSystem;
 use super::flusher::{FlushQueue, Flusher};
 use super::partition::{LogEnv, Partition};
 use super::recovery::{Recovery, recover};
@@ -38,7 +39,7 @@ const REMOVED_NAME_LEN: usize = 200;
 pub struct HotLog {
     dir: PathBuf,
     env: Arc<LogEnv>,
-    flusher: Flusher,
+    pub(super) flusher: Flusher,
     /// The last run ended cleanly.
     clean: bool,
     partitions: RwLock<HashMap<TopicPartition, Arc<Partition>>>,
@@ -82,8 +83,8 @@ impl HotLog {
         let disk = Arc::new(DiskWatch::new(config.disk_reserve.as_u64(), free_space, metrics.clone()));
         disk.refresh();
         let flush_queue = Arc::new(FlushQueue::default());
-        let flusher =
-            Flusher::start(flush_queue.clone(), disk.clone(), metrics.clone()).on("start the flusher of", &dir)?;
+        let flusher = Flusher::start(flush_queue.clone(), FileSystem::of(&dir), disk.clone(), metrics.clone())
+            .on("start the flusher of", &dir)?;
         let producer_expiration_ms = config.producer_id_expiration.as_millis();
         let cleaner = CleanerLimits {
             dedupe_buffer_bytes: config.cleaner_dedupe_buffer_bytes.as_usize(),

@@ -5,7 +5,7 @@
 //! | `hot_log` | the directory: lock, clean-shutdown marker, partitions coming and going, maintenance |
 //! | `partition` | what a partition is to others: offsets, high watermark, append, seal, trim |
 //! | `append` | the writer behind the partition's lock: sequence check, offset, one write, roll |
-//! | `flusher`, `crew` | group commit: one `fdatasync` per dirty file, side by side, then the high watermark |
+//! | `flusher`, `crew`, `file_system` | group commit: one `fdatasync` per dirty file, side by side, or one sync of the file system for many, then the high watermark |
 //! | `reading` | batches, offsets by time, out of local segments |
 //! | `file_range` | batches that are sent from the file as they are |
 //! | `cleaner` | compaction: of each key the newest record stays |
@@ -72,6 +72,7 @@ mod deletion;
 mod disk;
 mod error;
 mod file_range;
+mod file_system;
 mod flusher;
 mod hot_log;
 mod index;

@@ -19,6 +19,7 @@ use super::cleaner::{Checkpoint, CleanerLimits};
 use super::deletion::Deletions;
 use super::disk::DiskWatch;
 use super::error::{AppendError, IoContext, LogError};
+use super::file_system::device_of;
 use super::flusher::FlushQueue;
 use super::producer_state::Producer;
 use super::recovery::Recovered;
@@ -49,6 +50,7 @@ pub struct Partition {
     pub(super) topic_partition: TopicPartition,
     topic_id: TopicId,
     pub(super) dir: Arc<Path>,
+    device: Option<u64>,
     pub(super) env: Arc<LogEnv>,
     config: RwLock<Arc<TopicConfig>>,
     pub(super) writer: Mutex<Writer>,
@@ -79,6 +81,12 @@ pub struct Partition {
     failure: OnceLock<Arc<str>>,
 }
 
+impl Drop for Partition {
+    fn drop(&mut self) {
+        self.env.flush_queue.partitions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Partition {
     pub(super) fn new(
         topic_partition: TopicPartition,
@@ -98,6 +106,7 @@ impl Partition {
             this: this.clone(),
             topic_partition,
             topic_id,
+            device: device_of(&dir).ok(),
             dir,
             env,
             config: RwLock::new(config),
@@ -121,6 +130,7 @@ impl Partition {
             failure: OnceLock::new(),
         });
         partition.env.metrics.hot_bytes.add(gauge(partition.hot_bytes()));
+        partition.env.flush_queue.partitions.fetch_add(1, Ordering::Relaxed);
         partition
     }
 
@@ -314,21 +324,37 @@ impl Partition {
 
     /// Called by the flusher: makes what was appended so far durable and tells who waits.
     pub(super) fn flush(&self) {
-        self.queued_later.store(false, Ordering::Release);
-        self.queued.store(false, Ordering::Release);
-        let (files, end) = {
-            let mut writer = self.writer.lock();
-            writer.unflushed_records = 0;
-            (writer.files.clone(), writer.next)
-        };
+        let (files, end) = self.begin_flush();
         if !self.is_closed() {
             // A failure has been logged and counted, and everyone who waited was told.
             let _ = self.sync(&files, end, false);
         }
     }
 
+    /// What a sync from now on makes durable: the active segment's part of what lies below the offset. What lies in older
+    /// files was synced when they were sealed. What is appended later asks for another flush.
+    pub(super) fn begin_flush(&self) -> (SegmentFiles, Offset) {
+        self.queued_later.store(false, Ordering::Release);
+        self.queued.store(false, Ordering::Release);
+        let mut writer = self.writer.lock();
+        writer.unflushed_records = 0;
+        (writer.files.clone(), writer.next)
+    }
+
+    /// Everything below `end` is durable, by a sync of the whole file system.
+    pub(super) fn flushed(&self, end: Offset) {
+        if !self.is_closed() && self.check_online().is_ok() {
+            self.publish_high_watermark(end);
+        }
+    }
+
+    /// The file system its folder lies on; None where nobody knows.
+    pub(super) fn device(&self) -> Option<u64> {
+        self.device
+    }
+
     /// Syncs the active log file (with its indexes if `whole`) and publishes the high watermark. A failure takes the
-    /// partition offline. What lies below `end` in older files was synced when they were sealed.
+    /// partition offline.
     pub(super) fn sync(&self, files: &SegmentFiles, end: Offset, whole: bool) -> Result<(), LogError> {
         let _syncing = self.syncing.lock();
         self.check_online()?;

@@ -50,7 +50,7 @@ impl Response {
         for chunk in chunks.into_iter().filter(|chunk| !chunk.is_empty()) {
             match (chunk, pieces.last_mut()) {
                 (Chunk::Bytes(bytes), Some(Piece::Bytes(chunks))) => chunks.0.push_back(bytes),
-                (Chunk::Bytes(bytes), _) => pieces.push(Piece::Bytes(ByteChunks(VecDeque::from([bytes])))),
+                (Chunk::Bytes(bytes), _) => pieces.push(Piece::Bytes(bytes.into())),
                 (Chunk::File(range), _) => pieces.push(Piece::File(range)),
             }
         }
@@ -70,6 +70,12 @@ impl Response {
             }
         }
         frame.freeze()
+    }
+}
+
+impl From<Bytes> for ByteChunks {
+    fn from(bytes: Bytes) -> Self {
+        Self(VecDeque::from([bytes]))
     }
 }
 

@@ -212,7 +212,8 @@ fn transactions(key: ApiKey, version: i16) -> Bytes {
             let request = ListTransactionsRequest::default()
                 .with_state_filters(vec![text("Ongoing"), text("Empty")])
                 .with_producer_id_filters(vec![ProducerId(9), ProducerId(10)])
-                .with_duration_filter(if version >= 1 { 100 } else { -1 });
+                .with_duration_filter(if version >= 1 { 100 } else { -1 })
+                .with_transactional_id_pattern((version >= 2).then(|| text("t.*")));
             encoded(&request, version)
         }
         other => panic!("no sample of {other:?}"),

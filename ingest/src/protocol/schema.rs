@@ -190,7 +190,7 @@ const DESCRIBE_PRODUCERS: &[Field] = &[all(StructList(DESCRIBE_PRODUCERS_TOPIC))
 const DESCRIBE_PRODUCERS_TOPIC: &[Field] = &[all(Text), all(I32_LIST)];
 
 const DESCRIBE_TRANSACTIONS: &[Field] = &[all(TextList)];
-const LIST_TRANSACTIONS: &[Field] = &[all(TextList), all(FixedList(8)), since(1, I64)];
+const LIST_TRANSACTIONS: &[Field] = &[all(TextList), all(FixedList(8)), since(1, I64), since(2, Text)];
 
 const DESCRIBE_CONFIGS: &[Field] = &[all(StructList(DESCRIBE_CONFIGS_RESOURCE)), all(BOOL), since(3, BOOL)];
 const DESCRIBE_CONFIGS_RESOURCE: &[Field] = &[all(I8), all(Text), all(TextList)];

@@ -8,7 +8,7 @@
 //! 0, FindCoordinator 0, ...), and switches gzip, snappy and lz4 off where Produce 0 is missing, so that 0 is advertised
 //! but, as in Kafka 4 (KAFKA-18659), not served. It uses AddPartitionsToTxn and AddOffsetsToTxn in version 0 only.
 //! AddPartitionsToTxn 4 is for brokers among each other; EndTxn 5 and TxnOffsetCommit 5 belong to the second transaction
-//! protocol. ListTransactions 2 filters by regular expressions.
+//! protocol.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -68,7 +68,7 @@ pub const APIS: &[ApiRange] = &[
     range(ApiKey::DescribeCluster, 0, 2),
     range(ApiKey::DescribeProducers, 0, 0),
     range(ApiKey::DescribeTransactions, 0, 0),
-    range(ApiKey::ListTransactions, 0, 1),
+    range(ApiKey::ListTransactions, 0, 2),
     range(ApiKey::ListConfigResources, 0, 1),
     range(ApiKey::DescribeTopicPartitions, 0, 0),
 ];

@@ -49,6 +49,18 @@ fn a_few_acks_are_not_taken_for_a_trend() {
 }
 
 #[test]
+fn a_stall_of_the_disk_does_not_make_late_acks_usual() {
+    let mut controller = taught();
+    controller.learn(&reading(&[(5, 400), (214, 100)], &[]).alone);
+    controller.learn(&reading(&[(5, 150)], &[]).alone);
+    controller.judge(&reading(&[], &[(5, 490), (9, 10)]));
+    assert!(controller.duty() < DUTY_LIVE_MAX);
+    // A disk that has become slower is usual after some time.
+    (0..SAMPLES_MAX).for_each(|_| controller.learn(&reading(&[(20, 100)], &[]).alone));
+    assert!(controller.goal().is_some_and(|goal| goal > millis(20)));
+}
+
+#[test]
 fn nobody_is_late_while_nothing_was_learnt() {
     let mut controller = Controller::new(SLOWDOWN_PERCENT);
     controller.judge(&reading(&[(1, 50)], &[(500, 500)]));

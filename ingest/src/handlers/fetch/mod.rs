@@ -33,8 +33,9 @@ use uuid::Uuid;
 use self::plan::{SizeRule, WaitRule, check_position, run_end};
 use self::session::{AskedTopic, Begun, TopicKey, Wanted};
 pub(crate) use self::session::{FetchSessions, PARTITIONS_MAX as SESSION_PARTITIONS_MAX};
-use super::{RequestContext, check_leader_epoch, code, find_partition};
+use super::{RequestContext, blocking, check_leader_epoch, code, find_partition};
 use crate::log::{AbortedTransaction, Partition};
+use crate::metrics::IngestMetrics;
 use crate::model::{Offset, TopicId};
 use crate::protocol::fetch_response::{FetchReply, FetchedPartition, FetchedTopic};
 use crate::read::{ReadError, ReadRange, SendRun};
@@ -66,8 +67,7 @@ struct Slot {
 }
 
 /// A request under way.
-struct Fetch<'a> {
-    services: &'a Services,
+struct Fetch {
     version: i16,
     committed_only: bool,
     slots: Vec<Slot>,
@@ -100,7 +100,6 @@ pub(crate) async fn fetch(shared: &Shared, context: &RequestContext, request: Fe
     let waiting = WaitRule::new(&request, wanted.len(), sizes.left(), kafka.fetch_max_wait.as_duration());
     let slots = open_slots(services, wanted);
     let mut fetch = Fetch {
-        services,
         version: context.api_version,
         failed: slots.iter().any(|slot| slot.error.is_some()),
         committed_only: request.isolation_level == READ_COMMITTED,
@@ -113,18 +112,18 @@ pub(crate) async fn fetch(shared: &Shared, context: &RequestContext, request: Fe
             refused: false,
         },
     };
-    fetch.read_all().await;
+    fetch = fetch.read_all(services).await;
     if let Some(wait) = waiting.wait()
         && !fetch.is_enough(&waiting)
     {
-        let woken = tokio::time::timeout(wait, fetch.wait(&waiting));
+        let woken = tokio::time::timeout(wait, fetch.wait(services, &waiting));
         tokio::select! {
             biased;
             () = shared.shutdown.cancelled() => {}
             _ = woken => {}
         }
     }
-    let (rows, room) = fetch.into_rows();
+    let (rows, room) = fetch.into_rows(&services.metrics);
     match shared.fetch_sessions.finish(ending, rows, Instant::now()) {
         Ok((session_id, rows)) => FetchReply { error_code: 0, session_id, topics: by_topic(rows), room },
         Err(error) => FetchReply { error_code: error.code(), ..FetchReply::default() },
@@ -206,42 +205,105 @@ impl Slot {
     }
 }
 
-impl Fetch<'_> {
-    async fn read_all(&mut self) {
-        for at in 0..self.slots.len() {
-            self.read(at).await;
+impl Fetch {
+    /// Reads each partition, in their order: neighbours that are local in one go, for to hand a read to another thread
+    /// takes longer than to do it.
+    async fn read_all(mut self, services: &Services) -> Self {
+        let mut at = 0;
+        while at < self.slots.len() {
+            let mut next = at;
+            if let Some((partition, range)) = self.next_read(at)
+                && range.from >= partition.local_start_offset()
+                && let Some(memory) = self.room.reserve(range.max_bytes).await
+            {
+                (self, next) = blocking(move || {
+                    let next = self.read_local(at, memory);
+                    (self, next)
+                })
+                .await;
+            }
+            if next == at {
+                self.read(services, at).await;
+                next += 1;
+            }
+            at = next;
         }
+        self
+    }
+
+    /// Reads local logs from the partition `at` on, for which there is `memory`. Returns which is next: one that is not
+    /// local, or for which memory has to be waited for. Blocking.
+    fn read_local(&mut self, at: usize, memory: OwnedSemaphorePermit) -> usize {
+        let mut first = Some(memory);
+        for at in at..self.slots.len() {
+            let Some((partition, range)) = self.next_read(at) else { continue };
+            let Some(memory) = first.take().or_else(|| self.room.try_reserve(range.max_bytes)) else {
+                if self.room.may_wait() {
+                    return at;
+                }
+                self.room.refused = true;
+                continue;
+            };
+            let files = self.room.files();
+            let run = partition.read_to_send(&range, files.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+            if matches!(run, Err(ReadError::BelowLocalStart { .. })) {
+                return at;
+            }
+            self.took(at, run, memory, files);
+        }
+        self.slots.len()
     }
 
     fn is_enough(&self, rule: &WaitRule) -> bool {
         self.failed || self.room.refused || rule.is_met(self.sizes.taken())
     }
 
-    /// Reads on in one partition, as far as sizes and memory allow.
-    async fn read(&mut self, at: usize) {
-        let Some(slot) = self.slots.get_mut(at) else { return };
-        let Some(partition) = slot.partition.as_ref().filter(|_| slot.error.is_none()) else { return };
+    /// Reads on in one partition, wherever it is, as far as sizes and memory allow.
+    async fn read(&mut self, services: &Services, at: usize) {
+        let Some((partition, range)) = self.next_read(at) else { return };
+        let Some(memory) = self.room.reserve(range.max_bytes).await else { return };
+        let files = self.room.files();
+        let files_max = files.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let run = services.reader.read_to_send(&partition, range, files_max).await;
+        self.took(at, run, memory, files);
+    }
+
+    /// What to read next of a partition, if there is something and sizes allow it.
+    fn next_read(&mut self, at: usize) -> Option<(Arc<Partition>, ReadRange)> {
+        let slot = self.slots.get_mut(at)?;
+        let partition = slot.partition.clone().filter(|_| slot.error.is_none())?;
         slot.seen = partition.high_watermark();
         if partition.is_closed() {
-            return self.fail(at, ResponseError::UnknownTopicOrPartition);
+            self.fail(at, ResponseError::UnknownTopicOrPartition);
+            return None;
         }
         // As in Kafka, the topic's setting decides, and not what a producer may have sent.
         if self.version < ZSTD_SINCE && partition.config().compression == Some(TopicCompression::Zstd) {
-            return self.fail(at, ResponseError::UnsupportedCompressionType);
+            self.fail(at, ResponseError::UnsupportedCompressionType);
+            return None;
         }
         let until = if self.committed_only { partition.last_stable_offset() } else { slot.seen };
         if slot.position >= until {
-            return;
+            return None;
         }
         let own_limit = slot.max_bytes.saturating_sub(slot.records.len_bytes());
-        let Some(limit) = self.sizes.limit(own_limit) else { return };
-        let Some(memory) = self.room.reserve(limit.max_bytes).await else { return };
-        let files = self.room.files();
-        let files_max = files.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let limit = self.sizes.limit(own_limit)?;
         let range =
             ReadRange { from: slot.position, until, max_bytes: limit.max_bytes, at_least_one: limit.at_least_one };
-        match self.services.reader.read_to_send(partition, range, files_max).await {
-            Ok(run) => {
+        Some((partition, range))
+    }
+
+    /// Keeps what was read of a partition, and as much of the room as it takes.
+    fn took(
+        &mut self,
+        at: usize,
+        read: Result<SendRun, ReadError>,
+        memory: OwnedSemaphorePermit,
+        files: Option<OwnedSemaphorePermit>,
+    ) {
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        match (read, &slot.partition) {
+            (Ok(run), _) => {
                 self.sizes.took(run.len_bytes());
                 self.room.keep(memory, run.memory_bytes());
                 if let Some(files) = files {
@@ -249,15 +311,16 @@ impl Fetch<'_> {
                 }
                 slot.records.append(run);
             }
-            Err(failure) => {
+            (Err(failure), Some(partition)) => {
                 let error = read_error(partition, &failure, self.version);
                 self.fail(at, error);
             }
+            (Err(_), None) => {}
         }
     }
 
     /// Reads what comes until it is enough.
-    async fn wait(&mut self, rule: &WaitRule) {
+    async fn wait(&mut self, services: &Services, rule: &WaitRule) {
         let mut changes = FuturesUnordered::new();
         for at in 0..self.slots.len() {
             let Some(slot) = self.slots.get_mut(at) else { continue };
@@ -267,7 +330,7 @@ impl Fetch<'_> {
             let missed = *watermark.borrow_and_update() != slot.seen || partition.is_closed();
             changes.push(changed(at, watermark));
             if missed {
-                self.read_on(at).await;
+                self.read_on(services, at).await;
             }
         }
         while !self.is_enough(rule) {
@@ -275,7 +338,7 @@ impl Fetch<'_> {
                 None => return,
                 Some((at, None)) => self.fail(at, ResponseError::UnknownTopicOrPartition),
                 Some((at, Some(watermark))) => {
-                    self.read_on(at).await;
+                    self.read_on(services, at).await;
                     changes.push(changed(at, watermark));
                 }
             }
@@ -283,11 +346,11 @@ impl Fetch<'_> {
     }
 
     /// Reads from the end of what was read.
-    async fn read_on(&mut self, at: usize) {
+    async fn read_on(&mut self, services: &Services, at: usize) {
         if let Some(slot) = self.slots.get_mut(at) {
             slot.position = run_end(&slot.records).unwrap_or(slot.position);
         }
-        self.read(at).await;
+        self.read(services, at).await;
     }
 
     fn fail(&mut self, at: usize, error: ResponseError) {
@@ -297,8 +360,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn into_rows(self) -> (Vec<(Wanted, FetchedPartition)>, Vec<OwnedSemaphorePermit>) {
-        let metrics = &self.services.metrics;
+    fn into_rows(self, metrics: &IngestMetrics) -> (Vec<(Wanted, FetchedPartition)>, Vec<OwnedSemaphorePermit>) {
         let copied: usize = self.slots.iter().map(|slot| slot.records.memory_bytes()).sum();
         metrics.fetched_bytes.inc_by(self.sizes.taken() as u64);
         metrics.fetched_uncopied_bytes.inc_by(self.sizes.taken().saturating_sub(copied) as u64);
@@ -332,14 +394,22 @@ impl Slot {
 impl Room {
     /// Room for `bytes`, or nothing where waiting for it could be waiting for ourselves.
     async fn reserve(&mut self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let permits = u32::try_from(bytes.min(RESPONSE_MEMORY_MAX_BYTES)).unwrap_or(u32::MAX);
-        let room = if self.held.is_empty() {
-            self.memory.clone().acquire_many_owned(permits).await.ok()
+        let room = if self.may_wait() {
+            self.memory.clone().acquire_many_owned(permits(bytes)).await.ok()
         } else {
-            self.memory.clone().try_acquire_many_owned(permits).ok()
+            self.try_reserve(bytes)
         };
         self.refused |= room.is_none();
         room
+    }
+
+    fn try_reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        self.memory.clone().try_acquire_many_owned(permits(bytes)).ok()
+    }
+
+    /// Nothing is held that others may wait for.
+    fn may_wait(&self) -> bool {
+        self.held.is_empty()
     }
 
     /// Room for the files of one read; nothing where it is taken, and then records are copied.
@@ -355,6 +425,10 @@ impl Room {
             self.held.push(kept);
         }
     }
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(RESPONSE_MEMORY_MAX_BYTES)).unwrap_or(u32::MAX)
 }
 
 /// The next change of a high watermark; without a receiver where the partition is gone.

@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::log::file_system::{FILES_MIN, FileSystem};
+use crate::log::flusher::flush_at_once;
 
 #[test]
 fn a_failed_write_leaves_no_trace() {
@@ -63,6 +65,49 @@ fn a_failed_sync_acks_nothing_and_is_not_tried_again() {
     assert!(!fixture.dir.path().join(".clean_shutdown").exists());
     drop(run);
     assert!(fixture.open().partition.high_watermark() >= Offset(2));
+}
+
+#[test]
+fn many_files_are_committed_by_one_sync_unless_it_fails() {
+    let fixture = Fixture::new(topic_config());
+    let run = fixture.open();
+    let mut group = vec![run.partition.clone()];
+    for number in 1..FILES_MIN {
+        let tp = TopicPartition { partition: PartitionId(number as i32), ..tp() };
+        let partition = run.log.open_partition(tp, run.partition.topic_id(), run.partition.config(), Offset::ZERO);
+        group.push(partition.unwrap());
+    }
+    let committed =
+        || group.iter().filter(|partition| partition.high_watermark() == partition.log_end_offset()).count();
+    run.log.flusher.stop();
+    let append = || {
+        for partition in &group {
+            partition.append(&numbered(2, 1)).unwrap();
+        }
+    };
+    append();
+    assert_eq!(committed(), 0);
+    let device = run.partition.device().unwrap();
+    // It works, fails once, and would work again.
+    let mut syncs = 0;
+    let sync = move || {
+        syncs += 1;
+        if syncs == 2 { Err(std::io::Error::other("injected")) } else { Ok(()) }
+    };
+    let mut file_system = FileSystem::new(device, Box::new(sync), Box::new(|| Some(0)));
+    assert!(!flush_at_once(&mut file_system, &group[1..], 0), "too few");
+    assert!(flush_at_once(&mut file_system, &group, 0));
+    assert_eq!(committed(), group.len());
+    append();
+    assert!(!flush_at_once(&mut file_system, &group, 0), "it fails, and nothing is acked by it");
+    assert_eq!(committed(), 0);
+    assert!(!flush_at_once(&mut file_system, &group, 0), "and is not tried again");
+    group.iter().for_each(|partition| partition.flush());
+    assert_eq!(committed(), group.len());
+    let mut other = FileSystem::new(device + 1, Box::new(|| Ok(())), Box::new(|| Some(0)));
+    append();
+    assert!(!flush_at_once(&mut other, &group, 0), "not theirs");
+    assert_eq!(committed(), 0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::log::FileRange;
 use crate::read::Chunk;
 
 /// More than the socket buffers of both ends hold.
