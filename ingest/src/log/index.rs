@@ -6,15 +6,19 @@
 //! ```
 //! An entry is written for the batch that comes after every `index.interval.bytes` of log, and one more timeindex entry
 //! when the segment is sealed. An entry is a promise about a place, not about completeness: fewer entries make a lookup
-//! slower, not wrong. Nothing is kept in memory; a lookup is a binary search with positioned reads in the page cache.
+//! slower, not wrong. A lookup is a binary search with positioned reads in the page cache. In memory are only the newest
+//! entries of the active segment, [`Entry::UNWRITTEN_MAX`] at most, which are written together: a write each would be most
+//! of the system calls of an append, and each would leave a page for a sync of the whole file system. A crash loses them;
+//! the indexes of the last segment are made anew then.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
 
 /// Longest entry there is.
 const ENTRY_LEN_MAX: usize = 40;
@@ -39,6 +43,8 @@ pub struct TimeEntry {
 /// An entry of fixed length.
 pub trait Entry: Copy {
     const LEN: usize;
+    /// So many may wait to be written.
+    const UNWRITTEN_MAX: usize;
     fn write(self, out: &mut Vec<u8>);
     /// From exactly `LEN` bytes.
     fn read(bytes: &[u8]) -> Option<Self>;
@@ -46,6 +52,7 @@ pub trait Entry: Copy {
 
 impl Entry for OffsetEntry {
     const LEN: usize = 8;
+    const UNWRITTEN_MAX: usize = 32;
     fn write(self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.offset.to_be_bytes());
         out.extend_from_slice(&self.position.to_be_bytes());
@@ -59,6 +66,7 @@ impl Entry for OffsetEntry {
 
 impl Entry for TimeEntry {
     const LEN: usize = 12;
+    const UNWRITTEN_MAX: usize = 32;
     fn write(self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.timestamp.to_be_bytes());
         out.extend_from_slice(&self.offset.to_be_bytes());
@@ -74,8 +82,11 @@ impl Entry for TimeEntry {
 #[derive(Debug)]
 pub struct IndexFile<E> {
     file: File,
+    /// All entries.
     entries: AtomicU32,
-    _entry: PhantomData<E>,
+    /// Those in the file. Changed with `unwritten` locked, and only once they are there.
+    written: AtomicU32,
+    unwritten: Mutex<Vec<E>>,
 }
 
 impl<E: Entry> IndexFile<E> {
@@ -91,7 +102,8 @@ impl<E: Entry> IndexFile<E> {
 
     fn over(file: File) -> io::Result<Self> {
         let entries = u32::try_from(file.metadata()?.len() / E::LEN as u64).unwrap_or(u32::MAX);
-        Ok(Self { file, entries: AtomicU32::new(entries), _entry: PhantomData })
+        let (written, unwritten) = (AtomicU32::new(entries), Mutex::default());
+        Ok(Self { file, entries: AtomicU32::new(entries), written, unwritten })
     }
 
     pub fn len(&self) -> u32 {
@@ -100,28 +112,52 @@ impl<E: Entry> IndexFile<E> {
 
     /// Whether the file is a whole number of entries.
     pub fn is_whole(&self) -> io::Result<bool> {
-        Ok(self.file.metadata()?.len() == u64::from(self.len()) * E::LEN as u64)
+        Ok(self.file.metadata()?.len() == self.written_bytes())
     }
 
-    /// Appends `entries`, which follow the last one in order, and publishes them.
+    fn written_bytes(&self) -> u64 {
+        u64::from(self.written.load(Ordering::Acquire)) * E::LEN as u64
+    }
+
+    /// Appends `entries`, which follow the last one in order, and publishes them. On failure none of them is there.
     pub fn append(&self, entries: &[E]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(entries.len() * E::LEN);
-        entries.iter().for_each(|entry| entry.write(&mut bytes));
-        let count = self.len();
-        self.file.write_all_at(&bytes, u64::from(count) * E::LEN as u64)?;
-        let added = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        self.entries.store(count.saturating_add(added), Ordering::Release);
+        let mut unwritten = self.unwritten.lock();
+        let before = unwritten.len();
+        unwritten.extend_from_slice(entries);
+        if unwritten.len() > E::UNWRITTEN_MAX
+            && let Err(error) = self.write(&mut unwritten)
+        {
+            unwritten.truncate(before);
+            return Err(error);
+        }
+        self.entries.fetch_add(u32::try_from(entries.len()).unwrap_or(u32::MAX), Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn write(&self, unwritten: &mut Vec<E>) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(unwritten.len() * E::LEN);
+        unwritten.iter().for_each(|entry| entry.write(&mut bytes));
+        self.file.write_all_at(&bytes, self.written_bytes())?;
+        self.written.fetch_add(u32::try_from(unwritten.len()).unwrap_or(u32::MAX), Ordering::AcqRel);
+        unwritten.clear();
         Ok(())
     }
 
     /// Replaces everything in the file.
     pub fn replace(&self, entries: &[E]) -> io::Result<()> {
-        self.entries.store(0, Ordering::Release);
-        self.file.set_len(0)?;
+        {
+            let mut unwritten = self.unwritten.lock();
+            unwritten.clear();
+            self.entries.store(0, Ordering::Release);
+            self.written.store(0, Ordering::Release);
+            self.file.set_len(0)?;
+        }
         self.append(entries)
     }
 
+    /// Makes all entries durable.
     pub fn sync(&self) -> io::Result<()> {
+        self.write(&mut self.unwritten.lock())?;
         self.file.sync_data()
     }
 
@@ -175,9 +211,84 @@ impl<E: Entry> IndexFile<E> {
     }
 
     fn get(&self, index: u32) -> io::Result<E> {
+        if index >= self.written.load(Ordering::Acquire) {
+            let unwritten = self.unwritten.lock();
+            // Perhaps it has been written since.
+            if let Some(at) = index.checked_sub(self.written.load(Ordering::Acquire)) {
+                return unwritten.get(at as usize).copied().ok_or_else(|| io::ErrorKind::InvalidInput.into());
+            }
+        }
         let mut bytes = [0; ENTRY_LEN_MAX];
         let bytes = &mut bytes[..E::LEN];
         self.file.read_exact_at(bytes, u64::from(index) * E::LEN as u64)?;
         E::read(bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(number: u32) -> OffsetEntry {
+        OffsetEntry { offset: number * 10, position: number * 100 }
+    }
+
+    proptest! {
+        /// Against a list; syncs and restarts in between, with and without a crash.
+        #[test]
+        fn what_was_appended_is_found(steps in prop::collection::vec((0_u8..5, 1_u32..20), 1..60)) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("index");
+            let mut index = IndexFile::open_writable(&path).unwrap();
+            let (mut count, mut synced) = (0, 0);
+            for (step, more) in steps {
+                match step {
+                    0..3 => {
+                        let entries: Vec<_> = (count..count + more).map(entry).collect();
+                        index.append(&entries).unwrap();
+                        count += more;
+                    }
+                    3 => {
+                        index.sync().unwrap();
+                        synced = count;
+                        prop_assert!(index.is_whole().unwrap());
+                    }
+                    _ => {
+                        index = IndexFile::open_writable(&path).unwrap();
+                        prop_assert!((synced..=count).contains(&index.len()));
+                        prop_assert!(count - index.len() <= OffsetEntry::UNWRITTEN_MAX as u32);
+                        count = index.len();
+                    }
+                }
+                prop_assert_eq!((index.len(), index.last().unwrap()), (count, count.checked_sub(1).map(entry)));
+                for wanted in 0..=count {
+                    let found = index.last_where(|entry| entry.offset < wanted * 10).unwrap();
+                    prop_assert_eq!(found, wanted.checked_sub(1).map(entry));
+                }
+                let mut rest = Vec::new();
+                let take = |entry| {
+                    rest.push(entry);
+                    ControlFlow::Continue(())
+                };
+                index.each_after(|entry| entry.offset < count / 2 * 10, take).unwrap();
+                prop_assert_eq!(rest, (count / 2..count).map(entry).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn readers_find_entries_while_they_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = IndexFile::open_writable(&dir.path().join("index")).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..2000).for_each(|number| index.append(&[entry(number)]).unwrap()));
+            while index.len() < 2000 {
+                let count = index.len();
+                let last = index.last_where(|entry| entry.offset < count * 10).unwrap();
+                assert_eq!(last, count.checked_sub(1).map(entry));
+            }
+        });
     }
 }

@@ -48,6 +48,8 @@ impl AbortedTransaction {
 
 impl Entry for AbortedTransaction {
     const LEN: usize = 38;
+    /// Each is written when its transaction ends: it is needed after a crash, and rare.
+    const UNWRITTEN_MAX: usize = 0;
 
     fn write(self, out: &mut Vec<u8>) {
         let start = out.len();
