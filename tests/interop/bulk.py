@@ -139,7 +139,9 @@ class Bulk:
 
 def main():
     parser = arguments(__doc__)
-    parser.add_argument("--s3-server", type=pathlib.Path, help="the example s3-server; default: a folder")
+    store = parser.add_mutually_exclusive_group()
+    store.add_argument("--s3-server", type=pathlib.Path, help="the example s3-server; default: a folder")
+    store.add_argument("--s3", metavar="ENDPOINT/BUCKET", help="another S3; its keys come from the environment (AWS_...)")
     parser.add_argument("--megabytes", type=int, default=1000)
     args = parser.parse_args()
     default = pathlib.Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -153,6 +155,13 @@ def main():
         if args.s3_server:
             server = started(S3Server(args.s3_server, scratch), children)
             env = server.environment()
+        elif args.s3:
+            endpoint, _, bucket = args.s3.rpartition("/")
+            env = {
+                "THERMOCLINE_STORE__URL": f"s3://{bucket}/bulk",
+                "THERMOCLINE_STORE__ENDPOINT": endpoint,
+                "THERMOCLINE_STORE__REGION": os.environ.get("AWS_REGION", "us-east-1"),
+            }
         broker = started(Broker(args.broker, scratch, env), children)
         bulk = Bulk(broker, load_lines(data), args.megabytes)
         for index in ["text", "off"]:

@@ -99,7 +99,12 @@ async fn a_thread_works_except_while_it_waits() {
     assert!(is_alone());
     let job = {
         let is_alone = is_alone.clone();
-        move || (is_alone(), waiting(&is_alone), is_alone())
+        // It takes a moment until the work before it is no longer felt.
+        let becomes_alone = {
+            let is_alone = is_alone.clone();
+            move || std::iter::repeat_with(&is_alone).any(|alone| alone)
+        };
+        move || (is_alone(), waiting(becomes_alone), is_alone())
     };
     assert_eq!(background.run("job", job).await.unwrap(), (false, true, false));
 }
