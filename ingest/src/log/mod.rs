@@ -37,11 +37,12 @@
 //!    each ends where the next one starts.
 //! 2. A sealed segment, its indexes and its directory entry are on disk before the next segment takes its first byte.
 //!    So only the last segment can be torn, and recovery looks at no other.
-//! 3. Under the default policy the high watermark never passes what `fdatasync` has confirmed, and acks and readers
-//!    never pass the high watermark. (`flush.messages` above 1 gives that up for its topic.)
+//! 3. Under the default policy the high watermark never passes what `fdatasync`, or `syncfs` for many files, has confirmed,
+//!    and acks and readers never pass the high watermark. (`flush.messages` above 1 gives that up for its topic.)
 //! 4. A published length never covers bytes that are not written. Readers use positions below it only.
 //! 5. After a failed `fdatasync` the kernel may have dropped the pages: it is never tried again. The partition goes
-//!    offline, and what the disk really holds is found at the next start.
+//!    offline, and what the disk really holds is found at the next start. A failed `syncfs` is followed by an `fdatasync`
+//!    of each file, which says whose bytes are lost.
 //! 6. A producer's sequence state changes only after its batch was written.
 //! 7. A transactional batch is taken only while its coordinator has the transaction open, and before the marker that
 //!    ends it. The last stable offset never passes an open transaction, nor one whose marker is not durable.
@@ -51,7 +52,7 @@
 //! # Crash table
 //! | died here | then at the next start |
 //! |---|---|
-//! | during an append, or before its commit | the last segment is scanned; from the first bad batch on it is cut; nobody was told of what is lost |
+//! | during an append, or before its commit | the last segment is scanned, its indexes are made anew; from the first bad batch on it is cut; nobody was told of what is lost |
 //! | after the commit, before the ack | the batch is there; the producer's retry is recognised by its sequence |
 //! | after a marker, before the commit | the marker may be gone; its transaction is open again, and its coordinator, which forgets nothing before the commit, ends it again |
 //! | after a marker, before its entry among the aborted | the entry is made anew from the marker |
