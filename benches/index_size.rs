@@ -1,6 +1,8 @@
 //! What each way of indexing costs: bytes of index per byte of message, and the rate of one indexing thread beside
 //! plain Tantivy's with the same schema.
 //!
+//! Both take turns, and the faster of [`ROUNDS`] counts: what a busy machine adds is not theirs.
+//!
 //! `THERMOCLINE_BENCH_FILE` names a file whose lines are the messages; without it they are generated, as text and as
 //! JSON. At most `THERMOCLINE_BENCH_MB` of them are taken.
 
@@ -14,6 +16,7 @@ use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
 use thermocline_ingest::record::{Headers, Record};
 use thermocline_tiering::split::{Analyser, SplitOptions, SplitSchema, SplitWriter, tokenizers};
 
+const ROUNDS: usize = 3;
 /// Memory of the plain Tantivy writer, as much as it takes to make one segment of the default corpus.
 const TANTIVY_MEMORY_BYTES: usize = 500_000_000;
 
@@ -23,11 +26,16 @@ fn main() -> BenchResult {
         println!("{name}: {} messages, {bytes} bytes", messages.len());
         println!("{:<62} {:>10} {:>10} {:>14} {:>7}", "search.*", "bytes/byte", "MB/s", "plain Tantivy", "ratio");
         for (setting, options) in settings() {
-            let (split, took) = timed(|| split(&messages, options));
-            let (plain, plain_took) = timed(|| plain_tantivy(&messages, options));
-            plain?;
-            let (rate, plain_rate) = (megabytes_per_second(bytes, took), megabytes_per_second(bytes, plain_took));
-            let share = split? as f64 / bytes as f64;
+            let (mut fastest, mut split_len) = ([Duration::MAX; 2], 0);
+            for _ in 0..ROUNDS {
+                let (split, took) = timed(|| split(&messages, options));
+                let (plain, plain_took) = timed(|| plain_tantivy(&messages, options));
+                plain?;
+                split_len = split?;
+                fastest = [fastest[0].min(took), fastest[1].min(plain_took)];
+            }
+            let [rate, plain_rate] = fastest.map(|took| megabytes_per_second(bytes, took));
+            let share = split_len as f64 / bytes as f64;
             println!("{setting:<62} {share:>10.3} {rate:>10.1} {plain_rate:>14.1} {:>7.2}", rate / plain_rate);
         }
     }
