@@ -424,8 +424,7 @@ async fn write_listeners(data_dir: &Path, kafka: SocketAddr, http: SocketAddr) -
 
 /// Seals ageing segments and expires local copies, again and again; makes room when the disk gets full.
 async fn maintain(log: Arc<HotLog>, every: Duration, stop: CancellationToken) -> io::Result<()> {
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks(every);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -443,8 +442,7 @@ async fn maintain(log: Arc<HotLog>, every: Duration, stop: CancellationToken) ->
 
 /// Compacts what is due, again and again. Ends soon after it was told to, in the middle of a partition if need be.
 async fn clean(log: Arc<HotLog>, every: Duration, stop: CancellationToken) -> io::Result<()> {
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks(every);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -454,6 +452,13 @@ async fn clean(log: Arc<HotLog>, every: Duration, stop: CancellationToken) -> io
             }
         }
     }
+}
+
+/// The first at once; one that is late puts off those after it.
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
 
 /// A task that has no error of its own.

@@ -19,9 +19,9 @@ use std::io;
 #[cfg(target_os = "linux")]
 use std::path::Path;
 
-/// Files from which on it is worth asking. At 10 both ways take the same time, at 100 threads take 1.5 times as long.
+/// Files from which on it is worth asking. With 10 of them threads take 1.3 times as long, with 100 1.5 times.
 pub const FILES_MIN: usize = 32;
-/// What takes a disk about as long to write as a file takes to be synced with fifteen others.
+/// A file that is synced beside fifteen others takes 0.1 ms; in that time a disk of 650 MB/s writes so much.
 const DIRTY_BYTES_PER_FILE_MAX: u64 = 64 << 10;
 /// A page of each index, and what a file system keeps of two files.
 const INDEX_BYTES_PER_PARTITION: u64 = 16 << 10;
@@ -83,7 +83,7 @@ impl FileSystem {
     pub fn sync(&mut self) -> bool {
         let synced = (self.sync)();
         if let Err(error) = &synced {
-            tracing::error!(%error, "syncing the file system of the log failed; from now on its files are synced one by one");
+            tracing::error!(%error, "syncing the file system of the log failed; from now on its files are synced one by one, until a restart; the kernel's log says what is wrong with the disk");
             self.has_failed = true;
         }
         synced.is_ok()

@@ -121,25 +121,31 @@ impl<E: Entry> IndexFile<E> {
 
     /// Appends `entries`, which follow the last one in order, and publishes them. On failure none of them is there.
     pub fn append(&self, entries: &[E]) -> io::Result<()> {
-        let mut unwritten = self.unwritten.lock();
-        let before = unwritten.len();
-        unwritten.extend_from_slice(entries);
-        if unwritten.len() > E::UNWRITTEN_MAX
-            && let Err(error) = self.write(&mut unwritten)
+        let (before, after) = {
+            let mut unwritten = self.unwritten.lock();
+            let before = unwritten.len();
+            unwritten.extend_from_slice(entries);
+            (before, unwritten.len())
+        };
+        if after > E::UNWRITTEN_MAX
+            && let Err(error) = self.write()
         {
-            unwritten.truncate(before);
+            self.unwritten.lock().truncate(before);
             return Err(error);
         }
         self.entries.fetch_add(u32::try_from(entries.len()).unwrap_or(u32::MAX), Ordering::AcqRel);
         Ok(())
     }
 
-    fn write(&self, unwritten: &mut Vec<E>) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(unwritten.len() * E::LEN);
-        unwritten.iter().for_each(|entry| entry.write(&mut bytes));
+    /// Readers go on meanwhile.
+    fn write(&self) -> io::Result<()> {
+        let entries = self.unwritten.lock().clone();
+        let mut bytes = Vec::with_capacity(entries.len() * E::LEN);
+        entries.iter().for_each(|entry| entry.write(&mut bytes));
         self.file.write_all_at(&bytes, self.written_bytes())?;
-        self.written.fetch_add(u32::try_from(unwritten.len()).unwrap_or(u32::MAX), Ordering::AcqRel);
-        unwritten.clear();
+        let mut unwritten = self.unwritten.lock();
+        self.written.fetch_add(u32::try_from(entries.len()).unwrap_or(u32::MAX), Ordering::AcqRel);
+        unwritten.drain(..entries.len());
         Ok(())
     }
 
@@ -157,7 +163,7 @@ impl<E: Entry> IndexFile<E> {
 
     /// Makes all entries durable.
     pub fn sync(&self) -> io::Result<()> {
-        self.write(&mut self.unwritten.lock())?;
+        self.write()?;
         self.file.sync_data()
     }
 

@@ -125,11 +125,22 @@ impl Fixture {
         file_path(&self.dir.path().join("orders-0"), Offset(base), extension)
     }
 
+    /// The files of the partition.
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path().join("orders-0")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// What only a compaction under way may have there.
+    fn files_of_compaction(&self) -> Vec<String> {
+        let is_one = |name: &String| name.contains(".cleaned") || name.ends_with(".swap") || name.ends_with(".new");
+        self.names().into_iter().filter(is_one).collect()
+    }
+
     /// Base offsets of the log files.
     fn bases(&self) -> Vec<i64> {
-        let entries = std::fs::read_dir(self.dir.path().join("orders-0")).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut bases: Vec<i64> = names.filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
+        let names = self.names();
+        let mut bases: Vec<i64> = names.iter().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
         bases.sort_unstable();
         bases
     }

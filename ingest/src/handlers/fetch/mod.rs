@@ -231,13 +231,15 @@ impl Fetch {
         self
     }
 
-    /// Reads local logs from the partition `at` on, for which there is `memory`. Returns which is next: one that is not
+    /// Reads local logs from the partition `first` on, for which there is `memory`. Returns which is next: one that is not
     /// local, or for which memory has to be waited for. Blocking.
-    fn read_local(&mut self, at: usize, memory: OwnedSemaphorePermit) -> usize {
-        let mut first = Some(memory);
-        for at in at..self.slots.len() {
+    fn read_local(&mut self, first: usize, memory: OwnedSemaphorePermit) -> usize {
+        let mut memory_of_first = Some(memory);
+        for at in first..self.slots.len() {
             let Some((partition, range)) = self.next_read(at) else { continue };
-            let Some(memory) = first.take().or_else(|| self.room.try_reserve(range.max_bytes)) else {
+            // If the first has nothing after all, its memory may be less than another needs.
+            let memory = memory_of_first.take().filter(|_| at == first);
+            let Some(memory) = memory.or_else(|| self.room.try_reserve(range.max_bytes)) else {
                 if self.room.may_wait() {
                     return at;
                 }
