@@ -33,7 +33,8 @@ pub fn producers(
     end: Offset,
     now: Timestamp,
 ) -> Result<ProducerState, LogError> {
-    let (from, mut state) = snapshot::load(dir, end)?.unwrap_or_default();
+    let (loaded, is_damaged) = snapshot::load(dir, end)?;
+    let (from, mut state) = loaded.unwrap_or_default();
     let found = walk(segments, from, &mut state, now)?;
     let mut all = None;
     for segment in segments {
@@ -54,6 +55,10 @@ pub fn producers(
         if !entries.is_empty() {
             segment.set_has_aborted();
         }
+    }
+    if is_damaged {
+        // The batches that stand in for it may be archived and trimmed before the next one is written.
+        snapshot::write(dir, end, &state)?;
     }
     Ok(state)
 }

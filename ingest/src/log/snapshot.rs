@@ -10,7 +10,7 @@
 //! ```
 //! Version 1 has no transactions; it is read, not written.
 //! It holds the state as of the batch before `next offset`. Recovery takes the newest one that reads well and replays
-//! the batch headers after it; a bad one is skipped.
+//! the batch headers after it; a bad one is skipped, and another written in its stead.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -45,19 +45,21 @@ pub fn write(dir: &Path, next: Offset, state: &ProducerState) -> Result<(), LogE
 }
 
 /// The newest good snapshot at or below `end`, and its offset. Those beyond `end` are removed: they speak of batches
-/// that are no more.
-pub fn load(dir: &Path, end: Offset) -> Result<Option<(Offset, ProducerState)>, LogError> {
+/// that are no more. Also says whether a newer one is damaged.
+pub fn load(dir: &Path, end: Offset) -> Result<(Option<(Offset, ProducerState)>, bool), LogError> {
+    let mut is_damaged = false;
     for offset in list(dir)?.into_iter().rev() {
         let path = file_path(dir, offset, SNAPSHOT);
         if offset > end {
             remove_if_there(&path)?;
         } else if let Some(state) = decode(&fs::read(&path).on("read", &path)?) {
-            return Ok(Some((offset, state)));
+            return Ok((Some((offset, state)), is_damaged));
         } else {
             tracing::warn!(path = %path.display(), "producer snapshot is damaged; reading batch headers instead");
+            is_damaged = true;
         }
     }
-    Ok(None)
+    Ok((None, is_damaged))
 }
 
 /// Offset of the oldest snapshot, good or not: recovery may start from it.
@@ -195,9 +197,9 @@ mod tests {
             write(dir.path(), Offset(offset), &state).unwrap();
         }
         assert_eq!(list(dir.path()).unwrap(), [Offset(30), Offset(40)]);
-        assert_eq!(load(dir.path(), Offset(35)).unwrap().unwrap().0, Offset(30));
+        assert!(matches!(load(dir.path(), Offset(35)).unwrap(), (Some((Offset(30), _)), false)));
         assert_eq!(list(dir.path()).unwrap(), [Offset(30)]);
         fs::write(file_path(dir.path(), Offset(30), SNAPSHOT), b"TCPS").unwrap();
-        assert_eq!(load(dir.path(), Offset(35)).unwrap(), None);
+        assert_eq!(load(dir.path(), Offset(35)).unwrap(), (None, true));
     }
 }
