@@ -8,8 +8,10 @@
 //! [`Controller`] is the pure part. After each period it learns from the acks that were alone, counts the late ones
 //! among all (those beyond the goal), and keeps an account: one ack of a hundred may be late; [`DEBT_MAX`] more than
 //! that lower the duty cycle by [`DUTY_CUT`], so many fewer raise it by [`DUTY_STEP`] (additive increase,
-//! multiplicative decrease: it gives way fast and comes back carefully). The account makes a quantile of few acks
-//! usable: in a second of a quiet producer the p99 is its slowest ack, and chance decides that. What is usual alone is the
+//! multiplicative decrease: it gives way fast and comes back carefully). Late acks stay in the account until as many
+//! fewer have made up for them, so that the share of late ones comes out right over a minute, not only between two
+//! bursts. The account makes a quantile of few acks usable: in a second of a quiet producer the p99 is its slowest ack,
+//! and chance decides that. What is usual alone is the
 //! median over the p99 of the last [`SAMPLES_MAX`] samples of [`SAMPLE_ACKS`]: a disk that stalled for a moment spoils one
 //! of them, where it would decide the p99 of all acks taken together, and leave work without a goal for a minute.
 //!
@@ -17,7 +19,7 @@
 //! 1. The duty cycle is never below [`DUTY_MIN`]: segments that are not archived cannot leave the disk, and a disk
 //!    that is full stops producers altogether. So a goal that cannot be met costs archive speed, never the archive.
 //! 2. Beside producers it is never above [`DUTY_LIVE_MAX`], so that there is something to learn from; without them it
-//!    gets to 1.
+//!    gets to 1. When they come back, it is what they bore last.
 //! 3. Periods begin when somebody works or asks to: there is no thread or task of its own, and without background work
 //!    nobody looks. A reading over much more than a period teaches what is usual, and judges nobody.
 //!
@@ -37,6 +39,8 @@ use thermocline_ingest::latency::{Counts, ProduceLatency, Reading, Working};
 pub const DUTY_MIN: f64 = 0.25;
 /// What it may have at most while somebody produces.
 pub const DUTY_LIVE_MAX: f64 = 0.9;
+/// What it begins with where somebody produces, until it is known what they bear.
+const DUTY_LIVE_FIRST: f64 = 0.5;
 /// What few late acks add.
 pub const DUTY_STEP: f64 = 0.05;
 /// What many late acks leave.
@@ -47,6 +51,8 @@ pub const PERIOD: Duration = Duration::from_secs(1);
 const QUANTILE: f64 = 0.99;
 /// Late acks, more or fewer than allowed, that are not taken for chance.
 const DEBT_MAX: f64 = 4.0;
+/// Late acks that are made up for at most: a disk that stalled for everybody is not the work's doing for long.
+const DEBT_KEPT_MAX: f64 = 40.0;
 /// Acks alone that a sample has at least; less have no such quantile.
 const SAMPLE_ACKS: f64 = 100.0;
 /// Samples that are remembered.
@@ -57,6 +63,8 @@ const SAMPLES_MAX: usize = 25;
 pub struct Controller {
     slowdown_percent: u32,
     duty: f64,
+    /// What producers bore when they were last there.
+    duty_live: f64,
     /// The sample that is being gathered.
     alone: Counts,
     /// The quantile in the last samples, the newest at the end.
@@ -85,7 +93,14 @@ struct State {
 impl Controller {
     /// `slowdown_percent`: how far the p99 may be above what it is alone; zero leaves the duty cycle at 1.
     pub fn new(slowdown_percent: u32) -> Self {
-        Self { slowdown_percent, duty: 1.0, alone: Counts::default(), samples: VecDeque::new(), debt: 0.0 }
+        Self {
+            slowdown_percent,
+            duty: 1.0,
+            duty_live: DUTY_LIVE_FIRST,
+            alone: Counts::default(),
+            samples: VecDeque::new(),
+            debt: 0.0,
+        }
     }
 
     pub fn duty(&self) -> f64 {
@@ -118,13 +133,17 @@ impl Controller {
         }
         if let Some(goal) = self.goal() {
             let late = reading.alone.beyond(goal) + reading.beside.beyond(goal);
-            self.debt += late - acks * (1.0 - QUANTILE);
-            if self.debt.abs() >= DEBT_MAX {
-                self.duty = if self.debt > 0.0 { self.duty * DUTY_CUT } else { self.duty + DUTY_STEP };
+            let more = late - acks * (1.0 - QUANTILE);
+            self.debt = (self.debt + more).min(DEBT_KEPT_MAX);
+            if self.debt >= DEBT_MAX && more > 0.0 {
+                self.duty_live *= DUTY_CUT;
+            } else if self.debt <= -DEBT_MAX {
+                self.duty_live += DUTY_STEP;
                 self.debt = 0.0;
             }
         }
-        self.duty = self.duty.clamp(DUTY_MIN, DUTY_LIVE_MAX);
+        self.duty_live = self.duty_live.clamp(DUTY_MIN, DUTY_LIVE_MAX);
+        self.duty = self.duty_live;
     }
 
     fn has_goal(&self) -> bool {

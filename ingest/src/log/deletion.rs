@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::eraser::Eraser;
 use super::error::{IoContext, LogError};
-use super::segment::{INDEX, LOG, TIMEINDEX, file_path, remove_if_there};
+use super::segment::{INDEX, LOG, TIMEINDEX, file_path};
 use super::transactions::ABORTED;
 use crate::model::{Offset, Timestamp};
 
@@ -61,8 +62,8 @@ impl Deletions {
         Ok(())
     }
 
-    /// Deletes what is due at `now`. Returns the bytes that it freed.
-    pub fn carry_out(&self, now: Timestamp) -> Result<u64, LogError> {
+    /// Deletes what is due at `now`. Returns its bytes.
+    pub fn carry_out(&self, now: Timestamp, eraser: &Eraser) -> Result<u64, LogError> {
         let mut freed = 0;
         let due: VecDeque<_> = {
             let mut waiting = self.waiting.lock();
@@ -71,8 +72,7 @@ impl Deletions {
             due
         };
         for (_, path) in due {
-            freed += fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            remove_if_there(&path)?;
+            freed += eraser.delete(&path)?;
         }
         Ok(freed)
     }

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A range lies below the published length of its segment, and bytes below it never change: appends go behind it, a
 //!   failed append is cut off behind it, recovery is over before anybody reads. What replaces a segment is another file.
-//! - A range holds its file open. Retention, DeleteRecords, the deletion of the topic and compaction take a file's name
-//!   away, and its bytes go when the last range does; so an answer that is under way is finished as it was begun.
+//! - A range holds its file open and locked. Retention, DeleteRecords, the deletion of the topic and compaction take a
+//!   file's name away, and its bytes go after the last range (see `eraser`); so an answer that is under way is finished as it was begun.
 //! - It begins and ends where batches do. What Produce validated is what the client gets.
 
 use std::io;

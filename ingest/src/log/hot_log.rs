@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::cleaner::CleanerLimits;
 use super::disk::{DiskWatch, FreeSpace, free_space_of};
+use super::eraser::Eraser;
 use super::error::{IoContext, LogError};
 use super::file_system::FileSystem;
 use super::flusher::{FlushQueue, Flusher};
@@ -90,11 +91,13 @@ impl HotLog {
             dedupe_buffer_bytes: config.cleaner_dedupe_buffer_bytes.as_usize(),
             bytes_per_second: config.cleaner_bytes_per_second.as_u64(),
         };
+        let eraser = Eraser::start(disk.clone()).on("start the eraser of", &dir)?;
         let env = Arc::new(LogEnv {
             clock,
             metrics,
             flush_queue,
             disk,
+            eraser,
             producer_expiration_ms,
             cleaner,
             replaced: AtomicBool::new(false),
@@ -162,7 +165,10 @@ impl HotLog {
             renamed => renamed.on("rename", &dir)?,
         }
         sync_dir(&self.dir)?;
-        fs::remove_dir_all(&removed).on("delete", &removed)
+        for entry in fs::read_dir(&removed).on("list", &removed)? {
+            self.env.eraser.delete(&entry.on("list", &removed)?.path())?;
+        }
+        fs::remove_dir(&removed).on("delete", &removed)
     }
 
     /// Every partition that is open.
@@ -199,13 +205,13 @@ impl HotLog {
     /// While free space is tight, deletes what waits to be deleted, and drops local copies of archived segments early, the
     /// oldest first. Blocking.
     pub fn make_room(&self) {
-        let mut missing = self.env.disk.shortage_bytes();
+        let mut missing = self.env.disk.shortage_bytes().saturating_sub(self.env.eraser.pending_bytes());
         if missing == 0 {
             return;
         }
         let partitions = self.partitions();
         for partition in &partitions {
-            match partition.deletions.carry_out(Timestamp(i64::MAX)) {
+            match partition.deletions.carry_out(Timestamp(i64::MAX), &self.env.eraser) {
                 Ok(bytes) => missing = missing.saturating_sub(bytes),
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;

@@ -12,6 +12,7 @@
 //! | `sealed` | a sealed segment, as the archive reads it |
 //! | `segment`, `index`, `scan` | the files |
 //! | `deletion` | files that are gone for everybody, until it is time to delete them |
+//! | `eraser` | deletes log files piece by piece |
 //! | `recovery`, `replay` | from files to a partition, and to what it remembers |
 //! | `producer_state`, `snapshot` | producers: sequences, open transactions; and their file |
 //! | `transactions` | how far readers of committed data may go, and what was aborted |
@@ -71,6 +72,7 @@ mod cleaner;
 mod crew;
 mod deletion;
 mod disk;
+mod eraser;
 mod error;
 mod file_range;
 mod file_system;

@@ -18,6 +18,7 @@ use super::append::Writer;
 use super::cleaner::{Checkpoint, CleanerLimits};
 use super::deletion::Deletions;
 use super::disk::DiskWatch;
+use super::eraser::Eraser;
 use super::error::{AppendError, IoContext, LogError};
 use super::file_system::device_of;
 use super::flusher::FlushQueue;
@@ -38,6 +39,7 @@ pub(super) struct LogEnv {
     pub metrics: Arc<IngestMetrics>,
     pub flush_queue: Arc<FlushQueue>,
     pub disk: Arc<DiskWatch>,
+    pub eraser: Eraser,
     pub producer_expiration_ms: i64,
     pub cleaner: CleanerLimits,
     /// Another broker archives these topics now.
@@ -273,7 +275,7 @@ impl Partition {
         };
         let count = droppable(&held, self.hot_bytes(), horizon, &config);
         self.drop_oldest(count, due_after(now, config.file_delete_delay_ms))?;
-        self.deletions.carry_out(now)?;
+        self.deletions.carry_out(now, &self.env.eraser)?;
         Ok(())
     }
 
@@ -310,7 +312,7 @@ impl Partition {
             self.env.metrics.hot_bytes.sub(gauge(segment.size_bytes()));
             match due {
                 Some(due) => self.deletions.put_off(&self.dir, segment.base, due)?,
-                None => segment.delete()?,
+                None => self.env.eraser.delete_segment(&self.dir, segment.base)?,
             }
         }
         Ok(freed)

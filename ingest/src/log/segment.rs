@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLock;
 
 use super::error::{IoContext, LogError};
+use super::eraser::{hold, open_for_reading};
 use super::index::{IndexFile, OffsetEntry, TimeEntry};
 use super::scan::{Placed, ScanError, Scanner};
 use super::transactions::{ABORTED, AbortedTransaction};
@@ -125,6 +126,7 @@ impl SegmentFiles {
         let path = file_path(dir, base, LOG);
         let log =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).on("open", &path)?;
+        hold(&log).on("lock", &path)?;
         let path = file_path(dir, base, INDEX);
         let index = IndexFile::open_writable(&path).on("open", &path)?;
         let path = file_path(dir, base, TIMEINDEX);
@@ -295,14 +297,14 @@ impl Segment {
     /// The log file, open.
     pub fn log(&self) -> Result<Arc<LogFile>, LogError> {
         let path = self.path();
-        let open = || -> io::Result<_> { Ok(Arc::new(LogFile::new(File::open(&path)?))) };
+        let open = || -> io::Result<_> { Ok(Arc::new(LogFile::new(open_for_reading(&path)?))) };
         self.with_files(&path, |files| Ok(files.log.clone()), open)
     }
 
     /// The log file of a sealed segment, for reading without a trace in the page cache.
     pub fn quiet_log(&self) -> Result<QuietReader, LogError> {
         let path = self.path();
-        let open = || -> io::Result<_> { Ok(QuietReader::new(File::open(&path)?)) };
+        let open = || -> io::Result<_> { Ok(QuietReader::new(open_for_reading(&path)?)) };
         self.with_files(&path, |_| open(), open)
     }
 
