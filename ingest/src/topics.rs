@@ -149,6 +149,11 @@ impl Topics {
         self.log.set_replaced();
     }
 
+    /// See [`HotLog::is_tight`].
+    pub fn disk_is_tight(&self) -> bool {
+        self.log.is_tight()
+    }
+
     /// Loads every topic and recovers its partitions. Blocking.
     pub fn open(store: Arc<MetadataStore>, log: Arc<HotLog>, defaults: LogConfig) -> Result<Self, TopicError> {
         let topics = Self {

@@ -115,7 +115,7 @@ pub fn metrics() -> Arc<TieringMetrics> {
 
 /// Background threads that never rest.
 pub fn background_threads() -> Background {
-    let throttle = Throttle::new(0, Arc::default(), metrics().background_duty.clone());
+    let throttle = Throttle::new(0, Arc::default(), metrics().background_duty.clone(), Box::new(|| false));
     Background::new(Arc::new(throttle), 2)
 }
 

@@ -11,13 +11,17 @@
 //! multiplicative decrease: it gives way fast and comes back carefully). Late acks stay in the account until as many
 //! fewer have made up for them, so that the share of late ones comes out right over a minute, not only between two
 //! bursts. The account makes a quantile of few acks usable: in a second of a quiet producer the p99 is its slowest ack,
-//! and chance decides that. What is usual alone is the
-//! median over the p99 of the last [`SAMPLES_MAX`] samples of [`SAMPLE_ACKS`]: a disk that stalled for a moment spoils one
-//! of them, where it would decide the p99 of all acks taken together, and leave work without a goal for a minute.
+//! and chance decides that.
+//!
+//! What is usual alone is the upper quartile over the p99 of the last [`SAMPLES_MAX`] samples of [`SAMPLE_ACKS`] and more.
+//! A disk that stalled for a moment spoils one of them, where it would decide the p99 of all acks taken together, and
+//! leave work without a goal for a minute. The quartile, as the p99 of a hundred is their second largest, which exceeds
+//! the p99 of thousands in one of four samples; late acks that come in bursts make that fewer still.
 //!
 //! # Invariants
-//! 1. The duty cycle is never below [`DUTY_MIN`]: segments that are not archived cannot leave the disk, and a disk
-//!    that is full stops producers altogether. So a goal that cannot be met costs archive speed, never the archive.
+//! 1. The duty cycle is never below [`DUTY_MIN`], and nobody rests once the disk is tight: segments that are not archived
+//!    cannot leave it, and a disk that is full stops producers altogether. So a goal that cannot be met costs archive
+//!    speed as long as there is room, never the archive.
 //! 2. Beside producers it is never above [`DUTY_LIVE_MAX`], so that there is something to learn from; without them it
 //!    gets to 1. When they come back, it is what they bore last.
 //! 3. Periods begin when somebody works or asks to: there is no thread or task of its own, and without background work
@@ -26,6 +30,7 @@
 //! Nothing here outlives the process; a new one starts at 1.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -73,9 +78,12 @@ pub struct Controller {
     debt: f64,
 }
 
+/// Whether there is something worse for producers than late acks.
+pub type Urgent = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The duty cycle as threads live by it.
-#[derive(Debug)]
 pub struct Throttle {
+    urgent: Urgent,
     latency: Arc<ProduceLatency>,
     gauge: Gauge,
     /// Somebody produced in the last period, and has a goal to be held to.
@@ -153,18 +161,25 @@ impl Controller {
     fn goal(&self) -> Option<Duration> {
         let mut sorted: Vec<_> = self.samples.iter().copied().collect();
         sorted.sort_unstable();
-        let usual = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+        let usual = *sorted.get(sorted.len().saturating_sub(1) * 3 / 4)?;
         Some(usual + usual * self.slowdown_percent / 100)
     }
 }
 
+impl fmt::Debug for Throttle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Throttle").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 impl Throttle {
-    /// `latency` is where produce latencies are counted, `gauge` where the duty cycle is shown.
-    pub fn new(slowdown_percent: u32, latency: Arc<ProduceLatency>, gauge: Gauge) -> Self {
+    /// `latency` is where produce latencies are counted, `gauge` where the duty cycle is shown; while it is `urgent` nobody
+    /// rests.
+    pub fn new(slowdown_percent: u32, latency: Arc<ProduceLatency>, gauge: Gauge, urgent: Urgent) -> Self {
         let state = State { controller: Controller::new(slowdown_percent), period_began: Instant::now() };
         gauge.set(state.controller.duty());
         let (beside_producers, state) = (AtomicBool::new(false), Mutex::new(state));
-        Self { latency, gauge, beside_producers, state, period_begins: Condvar::new() }
+        Self { urgent, latency, gauge, beside_producers, state, period_begins: Condvar::new() }
     }
 
     /// Whether there are producers to be spared.
@@ -200,7 +215,8 @@ impl Throttle {
             self.period_begins.notify_all();
             return None;
         }
-        (since >= PERIOD.mul_f64(state.controller.duty())).then(|| state.period_began + PERIOD)
+        let rests = since >= PERIOD.mul_f64(state.controller.duty()) && !(self.urgent)();
+        rests.then(|| state.period_began + PERIOD)
     }
 
     fn end_period(&self, controller: &mut Controller, took: Duration) {

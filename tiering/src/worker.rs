@@ -193,7 +193,12 @@ impl Tiering {
         let TieringOptions { config, cache, store, topics, clock, metrics, produce_latency, broker_epoch } = options;
         store.observe(metrics.clone());
         let slowdown = config.produce_slowdown_percent;
-        let throttle = Arc::new(Throttle::new(slowdown, produce_latency, metrics.background_duty.clone()));
+        let disk_is_tight = {
+            let topics = topics.clone();
+            Box::new(move || topics.disk_is_tight())
+        };
+        let throttle = Throttle::new(slowdown, produce_latency, metrics.background_duty.clone(), disk_is_tight);
+        let throttle = Arc::new(throttle);
         store.limit(limits(&config, &cache, throttle.clone()));
         let background = Background::new(throttle.clone(), config.workers);
         let manifests = ManifestStore::new(store.of(Work::Archive), broker_epoch, clock.clone());

@@ -197,6 +197,11 @@ impl HotLog {
         self.make_room();
     }
 
+    /// Whether free space was tight when it was last looked at.
+    pub fn is_tight(&self) -> bool {
+        self.env.disk.shortage_bytes() > 0
+    }
+
     /// Resolves when free space is tight, and again and again while it stays so: time for [`Self::make_room`].
     pub async fn disk_is_tight(&self) {
         self.env.disk.tight().await;

@@ -6,7 +6,7 @@
 //! ```
 //! An entry is written for the batch that comes after every `index.interval.bytes` of log, and one more timeindex entry
 //! when the segment is sealed. An entry is a promise about a place, not about completeness: fewer entries make a lookup
-//! slower, not wrong. A lookup is a binary search with positioned reads in the page cache. In memory are only the newest
+//! slower, not wrong. A lookup is a binary search with positioned reads in the page cache, the last of them of a whole page. In memory are only the newest
 //! entries of the active segment, [`Entry::UNWRITTEN_MAX`] at most, which are written together: a write each would be most
 //! of the system calls of an append, and each would leave a page for a sync of the whole file system. A crash loses them;
 //! the indexes of the last segment are made anew then.
@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-/// Longest entry there is.
-const ENTRY_LEN_MAX: usize = 40;
+/// What a search reads at once at its end.
+const PAGE_BYTES: usize = 4 << 10;
 
 /// Where a batch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,35 +176,37 @@ impl<E: Entry> IndexFile<E> {
 
     /// The last entry for which `pred` holds; it must hold for a prefix of the entries.
     pub fn last_where(&self, pred: impl Fn(&E) -> bool) -> io::Result<Option<E>> {
-        let (mut low, mut high) = (0, self.len());
-        let mut best = None;
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let entry = self.get(middle)?;
-            if pred(&entry) {
-                best = Some(entry);
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+        let Page { first, entries } = self.page_at_end_of(&pred)?;
+        match (entries.partition_point(pred), first) {
+            (0, 0) => Ok(None),
+            (0, first) => self.get(first - 1).map(Some),
+            (count, _) => Ok(entries.get(count - 1).copied()),
         }
-        Ok(best)
     }
 
     /// Hands out the entries after those for which `pred` holds, in order, until `take` has enough; `pred` must hold
     /// for a prefix of the entries.
     pub fn each_after(&self, pred: impl Fn(&E) -> bool, mut take: impl FnMut(E) -> ControlFlow<()>) -> io::Result<()> {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if pred(&self.get(middle)?) { low = middle + 1 } else { high = middle }
-        }
-        for index in low..self.len() {
+        let Page { first, entries } = self.page_at_end_of(&pred)?;
+        let skipped = u32::try_from(entries.partition_point(pred)).unwrap_or(u32::MAX);
+        for index in first.saturating_add(skipped)..self.len() {
             if take(self.get(index)?).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// A page of entries in which `pred` ceases to hold, or before which or at whose end it does. It is read at once: a
+    /// read for each step of the search took a tenth of the time of fetches from many small logs.
+    fn page_at_end_of(&self, pred: impl Fn(&E) -> bool) -> io::Result<Page<E>> {
+        let page_entries = (PAGE_BYTES / E::LEN) as u32;
+        let (mut low, mut high) = (0, self.len());
+        while high - low > page_entries {
+            let middle = low + (high - low) / 2;
+            if pred(&self.get(middle)?) { low = middle + 1 } else { high = middle }
+        }
+        Ok(Page { first: low, entries: self.range(low, high)? })
     }
 
     /// All entries up to the first that does not read well, and whether that is all of the file.
@@ -217,18 +219,34 @@ impl<E: Entry> IndexFile<E> {
     }
 
     fn get(&self, index: u32) -> io::Result<E> {
-        if index >= self.written.load(Ordering::Acquire) {
-            let unwritten = self.unwritten.lock();
-            // Perhaps it has been written since.
-            if let Some(at) = index.checked_sub(self.written.load(Ordering::Acquire)) {
-                return unwritten.get(at as usize).copied().ok_or_else(|| io::ErrorKind::InvalidInput.into());
-            }
-        }
-        let mut bytes = [0; ENTRY_LEN_MAX];
-        let bytes = &mut bytes[..E::LEN];
-        self.file.read_exact_at(bytes, u64::from(index) * E::LEN as u64)?;
-        E::read(bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        self.range(index, index + 1)?.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+
+    /// The entries `from..until`, which are there and fit a page.
+    fn range(&self, from: u32, until: u32) -> io::Result<Vec<E>> {
+        let (mut in_file, mut in_memory) = (until, Vec::new());
+        if until > self.written.load(Ordering::Acquire) {
+            let unwritten = self.unwritten.lock();
+            // They may have been written since.
+            in_file = self.written.load(Ordering::Acquire).clamp(from, until);
+            let before = (in_file - self.written.load(Ordering::Acquire).min(in_file)) as usize;
+            let wanted = unwritten.get(before..before + (until - in_file) as usize);
+            in_memory = wanted.ok_or(io::ErrorKind::InvalidInput)?.to_vec();
+        }
+        let mut bytes = [0; PAGE_BYTES];
+        let bytes = bytes.get_mut(..(in_file - from) as usize * E::LEN).ok_or(io::ErrorKind::InvalidInput)?;
+        self.file.read_exact_at(bytes, u64::from(from) * E::LEN as u64)?;
+        let mut entries: Vec<_> = bytes.chunks(E::LEN).map_while(E::read).collect();
+        entries.append(&mut in_memory);
+        Ok(entries)
+    }
+}
+
+/// Neighbouring entries.
+struct Page<E> {
+    /// The number of the first one.
+    first: u32,
+    entries: Vec<E>,
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! Walking over the batches of a log file.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use super::segment::LogFile;
 use crate::model::Offset;
 use crate::record::{BATCH_HEADER_LEN, BatchError, BatchHeader, verify_crc};
 
-/// Read at once when only headers are wanted.
-const HEADER_WINDOW: usize = 16 << 10;
+/// Read at once when only headers are wanted: little at first, as most walks end within what the index leaves to them, and
+/// twice as much each time that it did not do.
+const HEADER_WINDOWS: RangeInclusive<usize> = 1 << 10..=16 << 10;
 /// Read at once when all bytes are wanted; grows for a batch that is larger.
 const BATCH_WINDOW: usize = 1 << 20;
 
@@ -40,17 +42,22 @@ pub struct Scanner<'a> {
     check_crc: bool,
     window: Vec<u8>,
     window_start: u64,
+    /// What is read next.
+    window_bytes: usize,
 }
 
 impl<'a> Scanner<'a> {
     /// Headers only.
     pub fn headers(file: &'a LogFile, position: u64, end: u64, holes: bool) -> Self {
-        Self { file, position, end, expected: None, holes, check_crc: false, window: Vec::new(), window_start: 0 }
+        let window_bytes = *HEADER_WINDOWS.start();
+        let (window, window_start) = (Vec::new(), 0);
+        Self { file, position, end, expected: None, holes, check_crc: false, window, window_start, window_bytes }
     }
 
     /// Whole batches with their CRC, the first one at offset `base`.
     pub fn checked(file: &'a LogFile, end: u64, base: Offset, holes: bool) -> Self {
-        Self { expected: Some(base), check_crc: true, ..Self::headers(file, 0, end, holes) }
+        let window_bytes = BATCH_WINDOW;
+        Self { expected: Some(base), check_crc: true, window_bytes, ..Self::headers(file, 0, end, holes) }
     }
 
     /// The next batch; None at the end.
@@ -91,8 +98,10 @@ impl<'a> Scanner<'a> {
         let len = usize::try_from(available).unwrap_or(usize::MAX).min(len);
         let held = self.window_start + self.window.len() as u64;
         if position < self.window_start || position + len as u64 > held {
-            let step = if self.check_crc { BATCH_WINDOW } else { HEADER_WINDOW };
-            let wanted = usize::try_from(available).unwrap_or(usize::MAX).min(step.max(len));
+            let wanted = usize::try_from(available).unwrap_or(usize::MAX).min(self.window_bytes.max(len));
+            if !self.check_crc {
+                self.window_bytes = (self.window_bytes * 2).min(*HEADER_WINDOWS.end());
+            }
             self.window.resize(wanted, 0);
             self.window_start = position;
             if let Err(error) = self.file.read_exact_at(&mut self.window, position) {

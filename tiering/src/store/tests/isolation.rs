@@ -10,7 +10,7 @@ use crate::testing::metrics;
 use crate::throttle::Throttle;
 
 fn limits(archive: Rates, reads: Rates) -> StoreLimits {
-    let throttle = Throttle::new(0, Arc::default(), metrics().background_duty.clone());
+    let throttle = Throttle::new(0, Arc::default(), metrics().background_duty.clone(), Box::new(|| false));
     StoreLimits { archive, reads, throttle: Arc::new(throttle) }
 }
 
