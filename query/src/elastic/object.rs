@@ -35,6 +35,11 @@ impl Members {
         self.members.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Adds a member; whether there was one of this name, other than null, in its place.
+    pub fn put(&mut self, name: &str, value: Value) -> bool {
+        self.members.insert(name.to_owned(), value).is_some_and(|before| !before.is_null())
+    }
+
     /// The value of a member that must be there.
     pub fn required(&mut self, name: &str) -> Result<Value, ElasticError> {
         self.take(name).ok_or_else(|| ElasticError::parsing(format!("[{}] needs [{name}]", self.what)))

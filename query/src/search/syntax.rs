@@ -7,7 +7,9 @@
 //! | `late OR lost`, `late AND NOT lost`, `+late -lost`, `(a OR b) c` | as in Lucene, with `&&`, `\|\|` and `!` too |
 //! | `"late parcel"`, `"late parcel"~2` | a phrase, or its words moved by at most so many places; needs `search.positions` |
 //! | `par*` | words that start so |
+//! | `pa?cel`, `*time*`, `/(get\|post).*/` | words that fit; see `pattern.rs` |
 //! | `key:k42`, `headers.trace:abc`, `json.user.id:42` | another field; unnamed words are looked for in `value` |
+//! | `_exists_:json.user.id` | the same as `json.user.id:*` |
 //! | `key:(k1 OR k2)`, `json.user.id: IN [7 42]` | several values of one field |
 //! | `json.user.id:*` | messages in which the field has a word, number or truth value |
 //! | `json.ok:true`, `json.t:-5` | truth values and numbers of JSON, however they are written; text that says the same, too |
@@ -15,18 +17,19 @@
 //! | `value:[a TO c}`, `json.level:["1" TO "5"]` | ranges of words: where a bound is no number, or quoted, or the field is not JSON |
 //! | `timestamp:[2015-05-17 TO 2015-05-18}`, `timestamp:>=now-15m` | ranges of time; see `time.rs` |
 //! | `offset:[100 TO 200]` | ranges of offsets |
-//! | `topic:orders`, `topic:ord*`, `NOT topic:orders` | topics, by their exact name or its beginning |
+//! | `topic:orders`, `topic:ord*`, `NOT topic:orders` | topics, by their exact name, its beginning or a pattern |
+//! | `partition:0`, `_id:"orders/0/42"` | a partition; one message |
 //! | `late^3` | its score times three |
 //!
 //! Words are what the analyser makes of the text: `foo-bar` is two words in a row, hence a phrase. A part without any
 //! word (`---`) is left out, as Lucene does; a query of such parts only finds nothing. A query that only excludes
-//! starts from every message. What the language does not offer (regular expressions, wildcards inside a word,
-//! fuzziness) is refused with a message, never guessed at. A backslash takes the next character as it is.
+//! starts from every message. What the language does not offer (fuzziness) is refused with a message, never guessed at.
+//! A backslash takes the next character as it is.
 //!
 //! AND binds tighter than OR. Between clauses without either, both are required; a clause beside an OR is optional.
 //!
 //! The parser goes down one level for each parenthesis and NOT, and its input comes from the network, hence the limits
-//! on length and nesting.
+//! on length and nesting; every clause costs in every split, hence the one on clauses.
 
 mod clauses;
 
@@ -35,10 +38,13 @@ use std::ops::Bound;
 use thermocline_ingest::model::Timestamp;
 
 use super::ast::{FieldName, Literal, LiteralValue, Operator, Place, QueryError, QueryNode, SearchQuery, Text};
+use super::pattern::{Case, Part, Pattern};
 use clauses::{Clause, Link, Occur, boolean, combine, not};
 
 /// Longest query, in bytes.
-pub const QUERY_LEN_MAX: usize = 8 << 10;
+pub const QUERY_LEN_MAX: usize = 64 << 10;
+/// Most clauses and values in one query.
+pub const QUERY_CLAUSES_MAX: usize = 4096;
 /// Most parentheses and NOTs inside each other.
 pub const QUERY_NESTING_MAX: usize = 64;
 /// Largest `^boost`.
@@ -66,7 +72,8 @@ impl SearchQuery {
             let message = format!("a query of {} bytes exceeds the limit of {QUERY_LEN_MAX}", text.len());
             return Err(QueryError::new(message, None));
         }
-        let mut parser = Parser { chars: text.chars().collect(), at: 0, depth: 0, default };
+        let mut parser =
+            Parser { chars: text.chars().collect(), at: 0, depth: 0, clauses_left: QUERY_CLAUSES_MAX, default };
         parser.skip_space();
         if parser.peek().is_none() {
             return Ok(Self { root: QueryNode::All, now });
@@ -84,6 +91,7 @@ struct Parser {
     chars: Vec<char>,
     at: usize,
     depth: usize,
+    clauses_left: usize,
     default: Operator,
 }
 
@@ -91,8 +99,8 @@ struct Parser {
 struct Word {
     text: String,
     column: usize,
-    /// Places of stars that are no text, in characters of `text`.
-    stars: Vec<usize>,
+    /// The same with `*` and `?` as wildcards.
+    parts: Vec<Part>,
 }
 
 impl Parser {
@@ -140,6 +148,14 @@ impl Parser {
         let result = inner(self);
         self.depth -= 1;
         result
+    }
+
+    fn count_clause(&mut self) -> Parsed<()> {
+        match self.clauses_left.checked_sub(1) {
+            Some(left) => self.clauses_left = left,
+            None => return Err(self.error(format!("a query has at most {QUERY_CLAUSES_MAX} clauses and values"))),
+        }
+        Ok(())
     }
 
     /// Up to the end or a closing parenthesis. `field` is the one that a parenthesis was opened for.
@@ -279,6 +295,10 @@ impl Parser {
 
     /// What stands behind a field, or alone.
     fn value(&mut self, field: Option<&FieldName>) -> Parsed<QueryNode> {
+        self.count_clause()?;
+        if field.is_some_and(|field| field.name == "_exists_") {
+            return self.exists();
+        }
         let place = field.map_or(Ok(Place::Value), FieldName::place)?;
         let column = self.column();
         if let Some(field) = field.filter(|_| self.is_set()) {
@@ -299,12 +319,13 @@ impl Parser {
                 Ok(field.cloned().map_or(QueryNode::All, |field| QueryNode::Exists { field }))
             }
             Some('/') if self.is_regex() => {
-                Err(self.error("regular expressions are not supported; put text with slashes in quotes"))
+                let pattern = Pattern::regex(&self.slashed(), case_of(place), Some(column))?;
+                Ok(QueryNode::Pattern { field: field_or_value(field), pattern })
             }
             Some('"' | '\'') => {
                 let text = self.quoted()?;
-                let field = field.cloned().unwrap_or_else(|| FieldName::from("value"));
-                if has_no_words(place) {
+                let field = field_or_value(field);
+                if place.is_of_every_message() {
                     return Ok(leaf(field, text));
                 }
                 match self.peek() {
@@ -323,7 +344,7 @@ impl Parser {
                         format!("{0} is a word of the query language; write \"{0}\" to look for it", word.text);
                     return Err(error_at(message, column));
                 }
-                word.into_node(field.cloned().unwrap_or_else(|| FieldName::from("value")), place)
+                word.into_node(field_or_value(field), place)
             }
         }
     }
@@ -331,8 +352,7 @@ impl Parser {
     /// A word up to a space or a special character; behind a field a colon is a part of it.
     fn word(&mut self, is_behind_field: bool) -> Parsed<Word> {
         let (start, column) = (self.at, self.column());
-        let mut word = Word { text: String::new(), column, stars: Vec::new() };
-        let mut len = 0;
+        let mut word = Word { text: String::new(), column, parts: Vec::new() };
         while let Some(c) = self.peek() {
             if c == '\\' {
                 let Some(next) = self.peek_at(1) else {
@@ -340,12 +360,10 @@ impl Parser {
                 };
                 // Before letters and digits it is text, as in a path.
                 if next.is_alphanumeric() {
-                    word.text.push(c);
-                    len += 1;
+                    word.push(c);
                 }
-                word.text.push(next);
+                word.push(next);
                 self.at += 2;
-                len += 1;
                 continue;
             }
             let ends = if c == ':' { !is_behind_field } else { ENDS_OF_WORD.contains(&c) };
@@ -353,12 +371,12 @@ impl Parser {
             if c.is_whitespace() || ends || is_minus {
                 break;
             }
-            if c == '*' {
-                word.stars.push(len);
+            match c {
+                '*' => word.push_wildcard(c, Part::Any),
+                '?' => word.push_wildcard(c, Part::One),
+                c => word.push(c),
             }
-            word.text.push(c);
             self.at += 1;
-            len += 1;
         }
         if self.at > start {
             return Ok(word);
@@ -369,6 +387,49 @@ impl Parser {
             }
             _ => self.error("expected something to look for"),
         })
+    }
+
+    /// The name of a field, behind `_exists_:`.
+    fn exists(&mut self) -> Parsed<QueryNode> {
+        let (name, column) = match self.peek() {
+            Some('"' | '\'') => {
+                let Text { text, column } = self.quoted()?;
+                (text, column)
+            }
+            _ => {
+                let Word { text, column, parts } = self.word(true)?;
+                if parts.len() > 1 || matches!(parts.first(), Some(Part::Any | Part::One)) {
+                    return Err(error_at("_exists_ is about one field; name it in full", column));
+                }
+                (text, Some(column))
+            }
+        };
+        let field = FieldName { name, column };
+        field.place()?;
+        Ok(QueryNode::Exists { field })
+    }
+
+    /// Between the slashes of a regular expression.
+    fn slashed(&mut self) -> String {
+        self.at += 1;
+        let mut text = String::new();
+        while let Some(c) = self.peek().filter(|c| *c != '/') {
+            self.at += 1;
+            // Only before a slash does the backslash go: it is there for the query language.
+            if c == '\\'
+                && let Some(next) = self.peek()
+            {
+                self.at += 1;
+                if next != '/' {
+                    text.push(c);
+                }
+                text.push(next);
+                continue;
+            }
+            text.push(c);
+        }
+        self.at += 1;
+        text
     }
 
     /// Between quotes of either kind.
@@ -486,6 +547,7 @@ impl Parser {
         let mut should = Vec::new();
         loop {
             self.skip_space();
+            self.count_clause()?;
             match self.peek() {
                 None => return Err(error_at("this set is not closed with ]", column)),
                 Some(']') => break,
@@ -521,24 +583,35 @@ impl Parser {
 }
 
 impl Word {
+    fn push(&mut self, c: char) {
+        self.text.push(c);
+        Part::push(&mut self.parts, c);
+    }
+
+    fn push_wildcard(&mut self, written: char, part: Part) {
+        self.text.push(written);
+        self.parts.push(part);
+    }
+
     fn into_node(self, field: FieldName, place: Place<'_>) -> Parsed<QueryNode> {
-        let (column, len) = (self.column, self.text.chars().count());
-        match (place, self.stars.as_slice()) {
-            (Place::Timestamp | Place::Offset, _) | (_, []) => {}
-            (_, [star]) if star + 1 == len => {
-                let text = self.text.chars().take(len - 1).collect();
-                return Ok(QueryNode::Prefix { field, text: Text { text, column: Some(column) } });
+        let column = Some(self.column);
+        match self.parts.as_slice() {
+            // Times and offsets have no wildcards; what is wrong with these is said when they are read.
+            _ if matches!(place, Place::Timestamp | Place::Offset) => {}
+            [] | [Part::Text(_)] => {}
+            [Part::Text(start), Part::Any] => {
+                return Ok(QueryNode::Prefix { field, text: Text { text: start.clone(), column } });
             }
-            _ => {
-                let message = "a wildcard is supported only as the last character of a word";
-                return Err(error_at(message, column));
+            parts => {
+                let pattern = Pattern::wildcard(parts, case_of(place), column)?;
+                return Ok(QueryNode::Pattern { field, pattern });
             }
         }
-        if !has_no_words(place) && is_fuzzy(&self.text) {
+        if !place.is_of_every_message() && is_fuzzy(&self.text) {
             let message = format!("fuzzy search is not supported; write \"{}\" to look for it as text", self.text);
-            return Err(error_at(message, column));
+            return Err(error_at(message, self.column));
         }
-        Ok(leaf(field, Text { text: self.text, column: Some(column) }))
+        Ok(leaf(field, Text { text: self.text, column }))
     }
 }
 
@@ -546,15 +619,20 @@ fn error_at(message: impl Into<String>, column: usize) -> QueryError {
     QueryError::new(message, Some(column))
 }
 
-fn has_no_words(place: Place<'_>) -> bool {
-    matches!(place, Place::Timestamp | Place::Offset | Place::Topic)
+fn case_of(place: Place<'_>) -> Case {
+    if place == Place::Topic { Case::Kept } else { Case::Folded }
+}
+
+fn field_or_value(field: Option<&FieldName>) -> FieldName {
+    field.cloned().unwrap_or_else(|| FieldName::from("value"))
 }
 
 /// One value of a field, without wildcards.
 fn leaf(field: FieldName, text: Text) -> QueryNode {
     let Text { text, column } = text;
     match field.place() {
-        Ok(place) if has_no_words(place) => {
+        Ok(Place::Id) => QueryNode::with_id(&text),
+        Ok(place) if place.is_of_every_message() => {
             QueryNode::Exact { field, value: Literal { value: LiteralValue::Text(text), column } }
         }
         _ => QueryNode::Phrase { field, text: Text { text, column }, slop: 0 },
