@@ -12,6 +12,7 @@ mod dsl;
 mod error;
 pub(crate) mod index;
 pub(crate) mod object;
+mod pipelines;
 pub(crate) mod request;
 pub(crate) mod response;
 #[cfg(test)]

@@ -45,6 +45,11 @@ impl Members {
         self.take(name).ok_or_else(|| ElasticError::parsing(format!("[{}] needs [{name}]", self.what)))
     }
 
+    /// Whether there is such a member, other than null.
+    pub fn has(&self, name: &str) -> bool {
+        self.members.get(name).is_some_and(|value| !value.is_null())
+    }
+
     pub fn text(&mut self, name: &str) -> Result<Option<String>, ElasticError> {
         match self.take(name) {
             None => Ok(None),

@@ -395,6 +395,52 @@ fn aggregations_are_checked() {
     ] {
         assert!(one(kind, settings.clone()).is_ok(), "{kind} {settings}: {:?}", one(kind, settings.clone()));
     }
+    for inner in [
+        json!({"x": {"derivative": {"buckets_path": "m", "unit": "1s"}}}),
+        json!({"x": {"derivative": {"buckets_path": "y"}}, "y": {"cumulative_sum": {"buckets_path": "z", "format": "0"}},
+            "z": {"serial_diff": {"buckets_path": "_count", "lag": "2"}}}),
+        json!({"x": {"moving_fn": {"buckets_path": "m.value", "window": "5", "shift": -1,
+            "script": "MovingFunctions.stdDev(values, MovingFunctions.unweightedAvg(values))"}}}),
+        json!({"x": {"bucket_script": {"buckets_path": {"a": "m", "b": "p[95]"}, "script": {"source": "params.a / params.b"}}}}),
+        json!({"x": {"rate": {"unit": "minute"}}}),
+        json!({"x": {"rate": {"field": "json.ms", "mode": "value_count"}}}),
+    ] {
+        let mut aggs = inner.clone();
+        aggs["m"] = json!({"avg": {"field": "json.ms"}});
+        aggs["p"] = json!({"percentiles": {"field": "json.ms"}});
+        let request =
+            json!({"aggs": {"a": {"date_histogram": {"field": "@timestamp", "fixed_interval": "1m"}, "aggs": aggs}}});
+        assert!(body(request.clone()).is_ok(), "{inner}: {:?}", body(request));
+    }
+    for (parent, inner, named) in [
+        ("histogram", json!({"derivative": {"buckets_path": "n"}}), "[n]"),
+        ("histogram", json!({"derivative": {"buckets_path": "x"}}), "[x]"),
+        ("histogram", json!({"derivative": {"buckets_path": "p[42]"}}), "p[42]"),
+        ("histogram", json!({"derivative": {"buckets_path": "m>n"}}), "m>n"),
+        ("histogram", json!({"derivative": {"buckets_path": "m", "unit": "day"}}), "unit"),
+        ("histogram", json!({"derivative": {"buckets_path": "m", "gap_policy": "none"}}), "gap_policy"),
+        ("histogram", json!({"derivative": {"buckets_path": "m", "lag": 1}}), "lag"),
+        ("histogram", json!({"serial_diff": {"buckets_path": "m", "lag": 0}}), "lag"),
+        ("histogram", json!({"moving_fn": {"buckets_path": "m", "window": 5, "script": "values[0]"}}), "values[0]"),
+        ("histogram", json!({"moving_fn": {"buckets_path": "m", "script": "MovingFunctions.max(values)"}}), "window"),
+        ("histogram", json!({"bucket_script": {"buckets_path": {"a": "m"}, "script": "params.b"}}), "params.b"),
+        ("histogram", json!({"bucket_script": {"buckets_path": {"a": "m"}, "script": "Math.max(1, 2)"}}), "Math"),
+        ("histogram", json!({"bucket_script": {"buckets_path": "m", "script": "1"}}), "object"),
+        ("histogram", json!({"rate": {"unit": "second"}}), "date_histogram"),
+        ("terms", json!({"derivative": {"buckets_path": "m"}}), "histogram"),
+        ("filter", json!({"bucket_script": {"buckets_path": {}, "script": "1"}}), "several buckets"),
+        ("histogram", json!({"derivative": {"buckets_path": "m"}, "aggs": {}}), "cannot hold"),
+    ] {
+        let settings = match parent {
+            "histogram" => json!({"field": "offset", "interval": 1}),
+            "terms" => json!({"field": "key"}),
+            _ => json!({"match_all": {}}),
+        };
+        let inner = json!({"x": inner, "m": {"avg": {"field": "json.ms"}}, "p": {"percentiles": {"field": "json.ms"}}});
+        let error = body(json!({"aggs": {"a": {parent: settings, "aggs": inner}}})).unwrap_err();
+        assert!(error.status == 400 && error.reason.contains(named), "{inner}: {error}");
+    }
+    assert!(body(json!({"aggs": {"a": {"derivative": {"buckets_path": "_count"}}}})).is_err());
     for (kind, settings, named) in [
         ("top_hits", json!({}), "top_hits"),
         ("moving_avg", json!({"buckets_path": "1"}), "moving_avg"),
@@ -480,6 +526,11 @@ fn noise() -> impl Strategy<Value = Value> {
         "from",
         "to",
         "order",
+        "derivative",
+        "bucket_script",
+        "buckets_path",
+        "script",
+        "terms",
         "minimum_should_match",
         "_source",
     ]);

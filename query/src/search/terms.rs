@@ -39,6 +39,8 @@ pub(crate) struct TermsBetween {
 struct Fitting {
     before: usize,
     regex: Regex,
+    /// [`COMPARED_TERMS_MAX`].
+    terms_max: u64,
 }
 
 /// The documents of the terms so far.
@@ -79,7 +81,7 @@ impl TermsBetween {
 
     /// Terms that start like `term` and of which what lies behind the first `before` bytes fits `regex`.
     pub fn fitting(term: &Term, before: usize, regex: Regex) -> Self {
-        Self { pattern: Some(Fitting { before, regex }), ..Self::starting_with(term) }
+        Self { pattern: Some(Fitting { before, regex, terms_max: COMPARED_TERMS_MAX }), ..Self::starting_with(term) }
     }
 
     fn docs(&self, segment: &SegmentReader) -> tantivy::Result<BitSet> {
@@ -104,11 +106,11 @@ impl TermsBetween {
                     found.add(&index, terms.value());
                 }
             }
-            Some(Fitting { before, regex }) => {
+            Some(Fitting { before, regex, terms_max }) => {
                 let mut terms = terms.into_stream()?;
-                let mut left = COMPARED_TERMS_MAX;
+                let mut left = *terms_max;
                 while terms.advance() {
-                    left = left.checked_sub(1).ok_or_else(too_many_terms)?;
+                    left = left.checked_sub(1).ok_or_else(|| io::Error::other(TooManyTerms { max: *terms_max }))?;
                     if terms.key().get(*before..).is_some_and(|word| regex.is_match(word)) {
                         found.add(&index, terms.value());
                     }
@@ -135,10 +137,6 @@ impl Found {
             postings.advance();
         }
     }
-}
-
-fn too_many_terms() -> TantivyError {
-    io::Error::other(TooManyTerms { max: COMPARED_TERMS_MAX }).into()
 }
 
 impl Query for TermsBetween {
@@ -174,6 +172,26 @@ mod tests {
     use crate::search::testing::{Doc, split};
 
     const WORDS: [&str; 8] = ["pa", "paid", "parcel", "parcels", "parc", "q", "pb", "zürich"];
+
+    #[test]
+    fn patterns_are_compared_with_so_many_terms() {
+        let docs = [Doc { value: WORDS.join(" "), ..Doc::default() }];
+        let split = split(false, &docs).unwrap();
+        let count = |start: &str, terms_max| {
+            let mut terms = TermsBetween::fitting(
+                &Term::from_field_text(split.fields.value, start),
+                0,
+                Regex::new("^.*$").unwrap(),
+            );
+            terms.pattern.as_mut().unwrap().terms_max = terms_max;
+            split.searcher.search(&terms, &Count)
+        };
+        assert_eq!(count("", 8).unwrap(), 1);
+        assert_eq!(count("pa", 5).unwrap(), 1);
+        let TantivyError::IoError(error) = count("", 7).unwrap_err() else { panic!("another error") };
+        let inner = error.get_ref().unwrap().downcast_ref();
+        assert_eq!(inner, Some(&TooManyTerms { max: 7 }));
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
