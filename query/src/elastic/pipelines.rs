@@ -44,10 +44,13 @@ pub(super) fn pipeline(
     parent: Option<&str>,
     beside: &[Aggregation],
 ) -> Result<Pipeline, Unread> {
-    let has_order = matches!(parent, Some("date_histogram" | "histogram"));
-    let has_buckets = has_order || matches!(parent, Some("terms" | "filters" | "range" | "date_range"));
-    if !has_order && !(has_buckets && kind == "bucket_script") {
-        let place = if kind == "bucket_script" { "several buckets" } else { "a histogram or date_histogram" };
+    let place = match (kind, parent) {
+        (_, Some("date_histogram" | "histogram"))
+        | ("bucket_script", Some("terms" | "filters" | "range" | "date_range")) => None,
+        ("bucket_script", _) => Some("several buckets"),
+        _ => Some("a histogram or date_histogram"),
+    };
+    if let Some(place) = place {
         return Err(ElasticError::illegal(format!("[{kind}] must lie directly inside {place}")).into());
     }
     let mut settings = Members::of(kind, settings)?;

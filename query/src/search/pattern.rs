@@ -80,6 +80,10 @@ impl Part {
         parts
     }
 
+    pub fn is_wildcard(&self) -> bool {
+        !matches!(self, Self::Text(_))
+    }
+
     /// Adds a character that stands for itself.
     pub fn push(parts: &mut Vec<Self>, c: char) {
         match parts.last_mut() {

@@ -32,6 +32,7 @@
 //! on length and nesting; every clause costs in every split, hence the one on clauses.
 
 mod clauses;
+mod word;
 
 use std::ops::Bound;
 
@@ -40,6 +41,7 @@ use thermocline_ingest::model::Timestamp;
 use super::ast::{FieldName, Literal, LiteralValue, Operator, Place, QueryError, QueryNode, SearchQuery, Text};
 use super::pattern::{Case, Part, Pattern};
 use clauses::{Clause, Link, Occur, boolean, combine, not};
+use word::Word;
 
 /// Longest query, in bytes.
 pub const QUERY_LEN_MAX: usize = 64 << 10;
@@ -52,8 +54,6 @@ pub const BOOST_MAX: f32 = 1e6;
 /// Largest `~slop` of a phrase.
 pub const SLOP_MAX: u32 = 255;
 
-/// Characters that end a word, unless a backslash stands before them.
-const ENDS_OF_WORD: [char; 11] = ['^', '`', ':', '{', '}', '"', '[', ']', '(', ')', '\\'];
 /// Characters that end a bound of a range.
 const ENDS_OF_BOUND: [char; 7] = ['{', '}', '"', '[', ']', '(', ')'];
 /// Characters that a field name has only behind a backslash.
@@ -93,14 +93,6 @@ struct Parser {
     depth: usize,
     clauses_left: usize,
     default: Operator,
-}
-
-/// A bare word as it was written.
-struct Word {
-    text: String,
-    column: usize,
-    /// The same with `*` and `?` as wildcards.
-    parts: Vec<Part>,
 }
 
 impl Parser {
@@ -314,7 +306,7 @@ impl Parser {
                 };
                 self.range(field)
             }
-            Some('*') if self.peek_at(1).is_none_or(|c| c.is_whitespace() || ENDS_OF_WORD.contains(&c)) => {
+            Some('*') if self.peek_at(1).is_none_or(|c| c.is_whitespace() || word::ENDS.contains(&c)) => {
                 self.at += 1;
                 Ok(field.cloned().map_or(QueryNode::All, |field| QueryNode::Exists { field }))
             }
@@ -349,46 +341,6 @@ impl Parser {
         }
     }
 
-    /// A word up to a space or a special character; behind a field a colon is a part of it.
-    fn word(&mut self, is_behind_field: bool) -> Parsed<Word> {
-        let (start, column) = (self.at, self.column());
-        let mut word = Word { text: String::new(), column, parts: Vec::new() };
-        while let Some(c) = self.peek() {
-            if c == '\\' {
-                let Some(next) = self.peek_at(1) else {
-                    return Err(self.error("a backslash stands before another character"));
-                };
-                // Before letters and digits it is text, as in a path.
-                if next.is_alphanumeric() {
-                    word.push(c);
-                }
-                word.push(next);
-                self.at += 2;
-                continue;
-            }
-            let ends = if c == ':' { !is_behind_field } else { ENDS_OF_WORD.contains(&c) };
-            let is_minus = self.at == start && c == '-' && !self.peek_at(1).is_some_and(|c| c.is_ascii_digit());
-            if c.is_whitespace() || ends || is_minus {
-                break;
-            }
-            match c {
-                '*' => word.push_wildcard(c, Part::Any),
-                '?' => word.push_wildcard(c, Part::One),
-                c => word.push(c),
-            }
-            self.at += 1;
-        }
-        if self.at > start {
-            return Ok(word);
-        }
-        Err(match self.peek() {
-            Some(c) if !c.is_whitespace() && c != ')' => {
-                self.error(format!("unexpected {c:?}; put text with special characters in quotes"))
-            }
-            _ => self.error("expected something to look for"),
-        })
-    }
-
     /// The name of a field, behind `_exists_:`.
     fn exists(&mut self) -> Parsed<QueryNode> {
         let (name, column) = match self.peek() {
@@ -398,7 +350,7 @@ impl Parser {
             }
             _ => {
                 let Word { text, column, parts } = self.word(true)?;
-                if parts.len() > 1 || matches!(parts.first(), Some(Part::Any | Part::One)) {
+                if parts.iter().any(Part::is_wildcard) {
                     return Err(error_at("_exists_ is about one field; name it in full", column));
                 }
                 (text, Some(column))
@@ -407,29 +359,6 @@ impl Parser {
         let field = FieldName { name, column };
         field.place()?;
         Ok(QueryNode::Exists { field })
-    }
-
-    /// Between the slashes of a regular expression.
-    fn slashed(&mut self) -> String {
-        self.at += 1;
-        let mut text = String::new();
-        while let Some(c) = self.peek().filter(|c| *c != '/') {
-            self.at += 1;
-            // Only before a slash does the backslash go: it is there for the query language.
-            if c == '\\'
-                && let Some(next) = self.peek()
-            {
-                self.at += 1;
-                if next != '/' {
-                    text.push(c);
-                }
-                text.push(next);
-                continue;
-            }
-            text.push(c);
-        }
-        self.at += 1;
-        text
     }
 
     /// Between quotes of either kind.
@@ -567,52 +496,6 @@ impl Parser {
         }
         Ok(boolean(Vec::new(), should, Vec::new()))
     }
-
-    /// Whether a pattern between slashes comes next, and not a path.
-    fn is_regex(&self) -> bool {
-        let rest = self.chars.get(self.at + 1..).unwrap_or_default();
-        let mut escaped = false;
-        let end = rest.iter().position(|c| {
-            let ends = *c == '/' && !escaped;
-            escaped = *c == '\\' && !escaped;
-            ends
-        });
-        let Some(end) = end.filter(|end| *end > 0) else { return false };
-        rest.get(end + 1).is_none_or(|c| c.is_whitespace() || *c == ')' || *c == '^')
-    }
-}
-
-impl Word {
-    fn push(&mut self, c: char) {
-        self.text.push(c);
-        Part::push(&mut self.parts, c);
-    }
-
-    fn push_wildcard(&mut self, written: char, part: Part) {
-        self.text.push(written);
-        self.parts.push(part);
-    }
-
-    fn into_node(self, field: FieldName, place: Place<'_>) -> Parsed<QueryNode> {
-        let column = Some(self.column);
-        match self.parts.as_slice() {
-            // Times and offsets have no wildcards; what is wrong with these is said when they are read.
-            _ if matches!(place, Place::Timestamp | Place::Offset) => {}
-            [] | [Part::Text(_)] => {}
-            [Part::Text(start), Part::Any] => {
-                return Ok(QueryNode::Prefix { field, text: Text { text: start.clone(), column } });
-            }
-            parts => {
-                let pattern = Pattern::wildcard(parts, case_of(place), column)?;
-                return Ok(QueryNode::Pattern { field, pattern });
-            }
-        }
-        if !place.is_of_every_message() && is_fuzzy(&self.text) {
-            let message = format!("fuzzy search is not supported; write \"{}\" to look for it as text", self.text);
-            return Err(error_at(message, self.column));
-        }
-        Ok(leaf(field, Text { text: self.text, column }))
-    }
 }
 
 fn error_at(message: impl Into<String>, column: usize) -> QueryError {
@@ -637,13 +520,6 @@ fn leaf(field: FieldName, text: Text) -> QueryNode {
         }
         _ => QueryNode::Phrase { field, text: Text { text, column }, slop: 0 },
     }
-}
-
-/// `word~` or `word~2`, which Lucene reads as a fuzzy term.
-fn is_fuzzy(word: &str) -> bool {
-    word.rsplit_once('~').is_some_and(|(word, distance)| {
-        word.ends_with(char::is_alphanumeric) && distance.len() <= 1 && distance.chars().all(|c| c.is_ascii_digit())
-    })
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use tantivy::query::{BitSetDocSet, ConstScorer, EmptyScorer, EnableScoring, Expl
 use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::{BitSet, DocId, InvertedIndexReader, Score, SegmentReader, TantivyError, Term};
 
-/// Words of one split that a pattern is compared with: a few seconds of a core.
-pub(crate) const COMPARED_TERMS_MAX: u64 = 1 << 25;
+/// Words of one split that a pattern is compared with: some seconds of a core, at less than half a microsecond each.
+pub(crate) const COMPARED_TERMS_MAX: u64 = 1 << 24;
 
 /// A pattern would be compared with more words of one split than [`COMPARED_TERMS_MAX`]. It comes as the source of an
 /// [`io::Error`], as Tantivy has no error of its own for it.

@@ -51,8 +51,11 @@ const NUMBERS: [&str; 18] = [
     "1e300",
 ];
 
+/// Whether a word is one that is looked for.
+type IsWanted = fn(&str) -> bool;
+
 /// Regular expressions, and what they say of a word.
-pub const REGEXES: [(&str, fn(&str) -> bool); 9] = [
+pub const REGEXES: [(&str, IsWanted); 9] = [
     ("l(ost|ate)", |word| word == "lost" || word == "late"),
     ("\\d+", |word| !word.is_empty() && word.chars().all(|c| c.is_ascii_digit())),
     ("[^0-9]{4}", |word| word.chars().count() == 4 && !word.contains(|c: char| c.is_ascii_digit())),
