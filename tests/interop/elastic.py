@@ -10,6 +10,7 @@ import sys
 from elasticsearch import ApiError, Elasticsearch, NotFoundError
 from elasticsearch.helpers import scan
 
+from grafana import check_raw_requests
 from harness import arguments, check, check_broker, check_equal, say
 
 TOPIC = "events"
@@ -331,8 +332,9 @@ def checks(broker):
         check_pages(client, messages)
         aggregations = check_aggregations(client, messages)
         check_grafana(client, messages)
+        requests, refused = check_raw_requests(broker, TOPIC, messages)
         check_catalogue(client)
-        say(f"  {state}: {searches} queries, {aggregations} aggregations, {MESSAGES} messages")
+        say(f"  {state}: {searches} queries, {aggregations} aggregations, {requests} requests of Grafana, {refused} refused, {MESSAGES} messages")
         broker.archive(TOPIC)
     client.close()
 

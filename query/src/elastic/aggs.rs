@@ -7,7 +7,12 @@
 //! | `histogram`, `date_histogram` | the same; dates over `@timestamp`, zones as offsets from UTC |
 //! | `range`, `date_range`, `filter`, `filters`, `missing` | queries, see `search/aggregate` |
 //!
-//! Everything else is refused by name: scripts, pipelines, nesting, and what needs stored documents.
+//! | `rate` | `sum`, `value_count` or the messages of a `date_histogram`'s bucket, divided by its length |
+//! | `derivative`, `cumulative_sum`, `serial_diff`, `moving_fn`, `bucket_script` | pipelines, see `pipelines.rs` |
+//!
+//! Everything else is refused by name: scripts, nesting, and what needs stored documents.
+
+mod terms;
 
 use chrono::FixedOffset;
 use serde_json::{Map, Value, json};
@@ -16,7 +21,10 @@ use super::date::{self, DateFormat};
 use super::dsl::Dsl;
 use super::error::{ElasticError, shown};
 use super::object::{Members, number_of};
-use crate::search::aggregate::{Aggregation, AggregationKind, Calendar, Column, Filter, Grid, Interval, Metric, Shape};
+use super::pipelines::{Unread, is_pipeline, pipeline};
+use crate::search::aggregate::{
+    Aggregation, AggregationKind, Calendar, Column, Filter, Grid, Interval, Metric, RateOf, Shape,
+};
 use crate::search::ast::QueryNode;
 use crate::time::Rounding;
 
@@ -36,7 +44,7 @@ const TAKEN_NAMES: [&str; 8] = ["key", "key_as_string", "doc_count", "from", "to
 /// Reads `aggs`; `dsl` reads the queries in them.
 pub(crate) fn parse(value: Value, dsl: &mut Dsl, buckets_max: u32) -> Result<Vec<Aggregation>, ElasticError> {
     let mut parser = Parser { dsl, buckets_max, left: AGGREGATIONS_MAX };
-    parser.tree(value, AGGREGATIONS_NESTING_MAX)
+    parser.tree(value, AGGREGATIONS_NESTING_MAX, None)
 }
 
 struct Parser<'a> {
@@ -46,102 +54,81 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn tree(&mut self, value: Value, nesting_left: usize) -> Result<Vec<Aggregation>, ElasticError> {
+    /// What lies in the buckets of an aggregation of the kind `parent`. Pipelines come behind all that they read.
+    fn tree(
+        &mut self,
+        value: Value,
+        nesting_left: usize,
+        parent: Option<&str>,
+    ) -> Result<Vec<Aggregation>, ElasticError> {
         let Some(nesting_left) = nesting_left.checked_sub(1) else {
             let reason = format!("more than {AGGREGATIONS_NESTING_MAX} aggregations lie inside each other");
             return Err(ElasticError::illegal(reason));
         };
         let members = Members::of("aggs", value)?.rest();
-        let mut tree = Vec::with_capacity(members.len());
+        let (mut tree, mut waiting) = (Vec::with_capacity(members.len()), Vec::new());
         for (name, value) in members {
             self.left = self.left.checked_sub(1).ok_or_else(|| {
                 ElasticError::illegal(format!("the request has more than {AGGREGATIONS_MAX} aggregations"))
             })?;
-            tree.push(self.one(name, value, nesting_left)?);
+            if name.is_empty() || name.contains(['[', ']', '>']) || TAKEN_NAMES.contains(&name.as_str()) {
+                return Err(ElasticError::parsing(format!("an aggregation cannot be called [{}]", shown(&name))));
+            }
+            let mut members = Members::of(&name, value)?;
+            let meta = members.take("meta");
+            let inner = members.take("aggs").or_else(|| members.take("aggregations"));
+            let (kind, settings) = members.only()?;
+            if is_pipeline(&kind) {
+                if inner.is_some() {
+                    return Err(holds_none(&name));
+                }
+                waiting.push(Waiting { name, kind, settings, meta });
+                continue;
+            }
+            let inner = inner.map(|inner| self.tree(inner, nesting_left, Some(&kind))).transpose()?.unwrap_or_default();
+            let kind = self.kind(&kind, Members::of(&kind, settings)?, &inner, parent)?;
+            let has_buckets = !matches!(kind, AggregationKind::Metric { .. } | AggregationKind::Rate { .. });
+            if !has_buckets && !inner.is_empty() {
+                return Err(holds_none(&name));
+            }
+            tree.push(Aggregation { name, kind, inner, meta });
         }
-        Ok(tree)
+        pipelines_last(tree, waiting, parent)
     }
 
-    fn one(&mut self, name: String, value: Value, nesting_left: usize) -> Result<Aggregation, ElasticError> {
-        if name.is_empty() || name.contains(['[', ']', '>']) || TAKEN_NAMES.contains(&name.as_str()) {
-            return Err(ElasticError::parsing(format!("an aggregation cannot be called [{}]", shown(&name))));
-        }
-        let mut members = Members::of(&name, value)?;
-        let meta = members.take("meta");
-        let inner = members.take("aggs").or_else(|| members.take("aggregations"));
-        let inner = inner.map(|inner| self.tree(inner, nesting_left)).transpose()?.unwrap_or_default();
-        let (kind, settings) = members.only()?;
-        let settings = Members::of(&kind, settings);
-        let kind = match kind.as_str() {
-            "avg" => metric(Metric::Average, settings?)?,
-            "cardinality" => metric(Metric::Cardinality, settings?)?,
-            "value_count" => metric(Metric::Count, settings?)?,
-            "extended_stats" => metric(Metric::ExtendedStats, settings?)?,
-            "max" => metric(Metric::Max, settings?)?,
-            "min" => metric(Metric::Min, settings?)?,
-            "percentiles" => metric(Metric::Percentiles, settings?)?,
-            "stats" => metric(Metric::Stats, settings?)?,
-            "sum" => metric(Metric::Sum, settings?)?,
-            "terms" => self.terms(settings?, &inner)?,
-            "histogram" => self.histogram(settings?)?,
-            "date_histogram" => self.date_histogram(settings?)?,
-            "range" => self.ranges(settings?, false)?,
-            "date_range" => self.ranges(settings?, true)?,
+    fn kind(
+        &mut self,
+        kind: &str,
+        mut settings: Members,
+        inner: &[Aggregation],
+        parent: Option<&str>,
+    ) -> Result<AggregationKind, ElasticError> {
+        Ok(match kind {
+            "avg" => metric(Metric::Average, settings)?,
+            "cardinality" => metric(Metric::Cardinality, settings)?,
+            "value_count" => metric(Metric::Count, settings)?,
+            "extended_stats" => metric(Metric::ExtendedStats, settings)?,
+            "max" => metric(Metric::Max, settings)?,
+            "min" => metric(Metric::Min, settings)?,
+            "percentiles" => metric(Metric::Percentiles, settings)?,
+            "stats" => metric(Metric::Stats, settings)?,
+            "sum" => metric(Metric::Sum, settings)?,
+            "rate" => rate(settings, parent)?,
+            "terms" => self.terms(settings, inner)?,
+            "histogram" => self.histogram(settings)?,
+            "date_histogram" => self.date_histogram(settings)?,
+            "range" => self.ranges(settings, false)?,
+            "date_range" => self.ranges(settings, true)?,
             "missing" => {
-                let mut settings = settings?;
                 let field = settings.text("field")?.ok_or_else(|| ElasticError::parsing("[missing] needs [field]"))?;
                 settings.done()?;
                 let field = self.dsl.field(&field)?;
                 single(not(vec![QueryNode::Exists { field }]))
             }
-            "filter" => single(self.dsl.query(Value::Object(settings?.rest()))?),
-            "filters" => self.filters(settings?)?,
+            "filter" => single(self.dsl.query(Value::Object(settings.rest()))?),
+            "filters" => self.filters(settings)?,
             other => return Err(ElasticError::unsupported(&format!("the aggregation [{other}]"))),
-        };
-        if matches!(kind, AggregationKind::Metric { .. }) && !inner.is_empty() {
-            return Err(ElasticError::parsing(format!("[{name}] is a metric and cannot hold aggregations")));
-        }
-        Ok(Aggregation { name, kind, inner, meta })
-    }
-
-    fn terms(&mut self, mut settings: Members, inner: &[Aggregation]) -> Result<AggregationKind, ElasticError> {
-        let column = column(&mut settings, "terms")?;
-        let mut tantivy = Map::new();
-        let size = settings.count("size")?.unwrap_or(10);
-        if size == 0 || size > u64::from(self.buckets_max) {
-            let reason =
-                format!("[terms] size {size} must be 1 to {} (search.aggregation_buckets_max)", self.buckets_max);
-            return Err(ElasticError::illegal(reason));
-        }
-        // What a split keeps: enough that counts are exact wherever there are not very many terms.
-        let kept = settings.count("shard_size")?.unwrap_or(size.saturating_mul(10).max(1000));
-        tantivy.insert("size".to_owned(), json!(size));
-        tantivy.insert("segment_size".to_owned(), json!(kept.clamp(size, u64::from(self.buckets_max))));
-        if let Some(count) = settings.count("min_doc_count")? {
-            tantivy.insert("min_doc_count".to_owned(), json!(count));
-        }
-        if let Some(order) = settings.take("order") {
-            let (target, order) = terms_order(order, inner)?;
-            tantivy.insert("order".to_owned(), json!({target: order}));
-        }
-        if let Some(missing) = settings.take("missing") {
-            if !matches!(missing, Value::String(_) | Value::Number(_)) {
-                return Err(settings.wrong("missing", "a text or a number", &missing));
-            }
-            tantivy.insert("missing".to_owned(), missing);
-        }
-        for name in ["include", "exclude"] {
-            let Some(list) = settings.take(name) else { continue };
-            let is_list =
-                list.as_array().is_some_and(|list| list.len() <= LIST_MAX && list.iter().all(Value::is_string));
-            if !is_list {
-                return Err(settings.wrong(name, &format!("a list of at most {LIST_MAX} texts"), &list));
-            }
-            tantivy.insert(name.to_owned(), list);
-        }
-        settings.ignore(&["show_term_doc_count_error", "execution_hint", "collect_mode", "shard_min_doc_count"]);
-        settings.done()?;
-        Ok(AggregationKind::Terms { column, settings: tantivy })
+        })
     }
 
     fn histogram(&mut self, mut settings: Members) -> Result<AggregationKind, ElasticError> {
@@ -332,7 +319,7 @@ impl Parser<'_> {
                 }
             }
             let key = key.unwrap_or_else(|| format!("{}-{}", text(from), text(to)));
-            Filter { key, query: super::dsl::number_range(field.clone(), from, to, is_time), shown }
+            Filter { key, query: super::ranges::number_range(field.clone(), from, to, is_time), shown }
         });
         let shape = if keyed { Shape::Keyed } else { Shape::List { keys: true } };
         Ok(AggregationKind::Filters { filters: filters.collect(), shape })
@@ -399,10 +386,11 @@ fn column(settings: &mut Members, kind: &str) -> Result<Column, ElasticError> {
     })?;
     match name.as_str() {
         "@timestamp" | "timestamp" => Ok(Column::timestamp()),
-        "offset" | "key" => Ok(Column(name)),
+        "_index" | "topic" => Ok(Column("topic".to_owned())),
+        "offset" | "partition" | "key" => Ok(Column(name)),
         _ if is_inside(&name, "json.") || is_inside(&name, "headers.") => Ok(Column(name)),
         _ => Err(ElasticError::illegal(format!(
-            "[{kind}] cannot aggregate [{}]; it can over @timestamp, offset, key, headers.<name> and json.<path>",
+            "[{kind}] cannot aggregate [{}]; it can over @timestamp, offset, topic, partition, key, headers.<name> and json.<path>",
             shown(&name)
         ))),
     }
@@ -434,41 +422,75 @@ fn zone_of(settings: &mut Members) -> Result<FixedOffset, ElasticError> {
     date::zone(&name).ok_or_else(|| super::dsl::unknown_zone(&name))
 }
 
-/// An order of terms: `_count`, `_key`, or a metric inside, as `name`, `name.part` or `name[part]`.
-fn terms_order(value: Value, inner: &[Aggregation]) -> Result<(String, String), ElasticError> {
-    let first = match value {
-        Value::Array(list) => {
-            let mut list = list.into_iter();
-            let first = list.next().unwrap_or_default();
-            // Ties are broken by the key, ascending, in any case.
-            if list.any(|next| next != json!({"_key": "asc"})) {
-                return Err(ElasticError::unsupported("[terms] an order by several values"));
+/// A pipeline that is read when all else beside it is.
+struct Waiting {
+    name: String,
+    kind: String,
+    settings: Value,
+    meta: Option<Value>,
+}
+
+/// Puts the pipelines behind `tree`, each behind what it reads.
+fn pipelines_last(
+    mut tree: Vec<Aggregation>,
+    mut waiting: Vec<Waiting>,
+    parent: Option<&str>,
+) -> Result<Vec<Aggregation>, ElasticError> {
+    while !waiting.is_empty() {
+        let (before, mut refused, mut later) = (tree.len(), None, Vec::new());
+        for one in waiting {
+            match pipeline(&one.kind, one.settings.clone(), parent, &tree) {
+                Ok(pipeline) => {
+                    let kind = AggregationKind::Pipeline(pipeline);
+                    tree.push(Aggregation { name: one.name, kind, inner: Vec::new(), meta: one.meta });
+                }
+                Err(Unread::Path(error)) => {
+                    refused = Some(error);
+                    later.push(one);
+                }
+                Err(Unread::Wrong(error)) => return Err(error),
             }
-            first
         }
-        other => other,
-    };
-    let (target, order) = Members::of("order", first)?.only()?;
-    let order = match order.as_str().map(str::to_ascii_lowercase).as_deref() {
-        Some(order @ ("asc" | "desc")) => order.to_owned(),
-        _ => return Err(ElasticError::parsing("[order] must be asc or desc")),
-    };
-    let target = match target.as_str() {
-        "_count" | "_key" => target,
-        "_term" => "_key".to_owned(),
-        path => {
-            let path = path.strip_suffix(']').map_or_else(|| path.to_owned(), |path| path.replacen('[', ".", 1));
-            let metric = path.split_once('.').map_or(path.as_str(), |(name, _)| name);
-            let is_metric =
-                |one: &Aggregation| one.name == metric && matches!(one.kind, AggregationKind::Metric { .. });
-            if !inner.iter().any(is_metric) {
-                let reason = format!("[order] [{}] is not _count, _key or a metric inside", shown(&path));
-                return Err(ElasticError::illegal(reason));
-            }
-            path
+        match refused {
+            Some(error) if tree.len() == before => return Err(error),
+            _ => waiting = later,
+        }
+    }
+    Ok(tree)
+}
+
+fn holds_none(name: &str) -> ElasticError {
+    ElasticError::parsing(format!("[{name}] is a metric and cannot hold aggregations"))
+}
+
+fn rate(mut settings: Members, parent: Option<&str>) -> Result<AggregationKind, ElasticError> {
+    if parent != Some("date_histogram") {
+        return Err(ElasticError::illegal("[rate] must lie directly inside a date_histogram"));
+    }
+    let unit_ms = match settings.text("unit")?.as_deref() {
+        None => None,
+        Some("second") => Some(1000),
+        Some("minute") => Some(60_000),
+        Some("hour") => Some(3_600_000),
+        Some("day") => Some(DAY_MS),
+        Some("week") => Some(7 * DAY_MS),
+        Some(other) => {
+            let reason =
+                format!("[rate] unit [{}] is not supported, only second, minute, hour, day and week", shown(other));
+            return Err(ElasticError::illegal(reason));
         }
     };
-    Ok((target, order))
+    let mode = settings.text("mode")?;
+    let has_field = settings.has("field");
+    let of = match (mode.as_deref(), has_field) {
+        (None | Some("sum" | "value_count"), false) => RateOf::Messages,
+        (None | Some("sum"), true) => RateOf::Sum(column(&mut settings, "rate")?),
+        (Some("value_count"), true) => RateOf::Count(column(&mut settings, "rate")?),
+        (Some(other), _) => return Err(ElasticError::unsupported(&format!("[rate] mode [{other}]"))),
+    };
+    settings.ignore(&["format"]);
+    settings.done()?;
+    Ok(AggregationKind::Rate { of, unit_ms })
 }
 
 /// The kind of an interval and, where it is fixed, its length in milliseconds.
@@ -494,7 +516,7 @@ fn interval_of(text: &str, is_calendar: bool) -> Option<(Interval, i64)> {
 }
 
 /// A length like `500ms`, `15s`, `2h`, `1d`.
-fn length(text: &str) -> Option<i64> {
+pub(super) fn length(text: &str) -> Option<i64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = match unit {

@@ -34,8 +34,8 @@ impl FieldKind {
 const FIXED: [(&str, &str, bool, bool); 6] = [
     ("@timestamp", "date", true, true),
     ("timestamp", "date", true, true),
-    ("topic", "keyword", true, false),
-    ("partition", "long", true, false),
+    ("topic", "keyword", true, true),
+    ("partition", "long", true, true),
     ("offset", "long", true, true),
     ("value", "text", true, false),
 ];
@@ -63,9 +63,9 @@ pub(crate) fn field_caps(found: &BTreeMap<TopicName, Fields>, patterns: &[String
         for (name, kind, searchable, aggregatable) in FIXED {
             add(name, kind, searchable, aggregatable, None);
         }
-        add("_index", "keyword", true, false, None);
+        add("_index", "keyword", true, true, None);
         if !found.values().any(|fields| fields.contains_key("key")) {
-            add("key", "keyword", true, false, None);
+            add("key", "text", true, false, None);
         }
     }
     let mut topics_of: BTreeMap<(&str, FieldKind), BTreeSet<&str>> = BTreeMap::new();
@@ -93,7 +93,10 @@ pub(crate) fn mappings(found: &BTreeMap<TopicName, Fields>) -> Value {
         for (name, kind, ..) in FIXED {
             properties.insert(name.to_owned(), json!({"type": kind}));
         }
-        properties.insert("key".to_owned(), json!({"type": "keyword"}));
+        // Its kind where it is in no column: text, which clients do not offer to aggregate.
+        if !fields.contains_key("key") {
+            properties.insert("key".to_owned(), json!({"type": "text"}));
+        }
         for (path, kinds) in fields {
             // Where a field has several kinds, the one that holds any value.
             let kind = if kinds.contains(&FieldKind::Keyword) {
@@ -218,6 +221,7 @@ mod tests {
         );
         assert_eq!(caps["fields"]["json.a.b"]["keyword"]["indices"], json!(["logs"]));
         assert_eq!(caps["fields"]["@timestamp"]["date"]["aggregatable"], true);
+        assert_eq!(caps["fields"]["_index"]["keyword"]["aggregatable"], true);
         let some = field_caps(&found(), &["json.*".to_owned()]);
         assert_eq!(some["fields"].as_object().unwrap().keys().collect::<Vec<_>>(), ["json.a.b", "json.x"]);
         assert_eq!(field_caps(&BTreeMap::new(), &[]), json!({"indices": [], "fields": {}}));
@@ -229,6 +233,10 @@ mod tests {
         let properties = &mappings["orders"]["mappings"]["properties"];
         assert_eq!(properties["json"]["properties"]["a"]["properties"]["b"], json!({"type": "long"}));
         assert_eq!(properties["@timestamp"]["type"], "date");
+        assert_eq!(properties["topic"], json!({"type": "keyword"}));
+        // Where it can be aggregated, and where it cannot.
+        assert_eq!(mappings["logs"]["mappings"]["properties"]["key"]["type"], "keyword");
+        assert_eq!(properties["key"]["type"], "text");
         let logs = &mappings["logs"]["mappings"]["properties"]["json"]["properties"]["a"]["properties"]["b"];
         assert_eq!(logs["type"], "keyword");
     }

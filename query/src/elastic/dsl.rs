@@ -6,12 +6,12 @@
 //! | `match`, `multi_match` | words of a field, any of them unless `operator` says all |
 //! | `match_phrase`, `match_phrase_prefix`, `match_bool_prefix` | a phrase; the last word as a prefix |
 //! | `term`, `terms`, `prefix`, `range`, `exists`, `ids` | one value of a field, several, a prefix, a range, any, places |
-//! | `wildcard` | a prefix; stars elsewhere are refused |
+//! | `wildcard`, `regexp` | words that fit a pattern, see `search/pattern.rs` |
 //! | `bool`, `constant_score`, `dis_max`, `boosting`'s parts | clauses; `dis_max` adds scores up |
 //! | `query_string` | the query language, with OR between words unless `default_operator` says AND |
 //!
 //! Fields are those of the index: `value`, `key`, `headers.<name>`, `json.<path>`, `offset`, `@timestamp` (or
-//! `timestamp`), `_index` (or `topic`). What is not listed is refused by name. Depth and number of clauses are limited,
+//! `timestamp`), `_index` (or `topic`), `partition`, `_id`. What is not listed is refused by name. Depth and number of clauses are limited,
 //! because the body comes from the network and every clause costs in every split.
 
 use std::ops::Bound;
@@ -23,7 +23,8 @@ use thermocline_ingest::model::Timestamp;
 use super::date::{self, DateFormat};
 use super::error::{ElasticError, shown};
 use super::object::{Members, number_of};
-use crate::search::ast::{FieldName, Literal, LiteralValue, Operator, QueryNode, SearchQuery};
+use crate::search::ast::{FieldName, Literal, LiteralValue, Operator, QueryError, QueryNode, SearchQuery};
+use crate::search::pattern::{Case, Part, Pattern};
 use crate::time::Rounding;
 
 /// Queries in one request, those of aggregations included.
@@ -31,7 +32,7 @@ pub(crate) const CLAUSES_MAX: usize = 1024;
 /// Queries inside each other.
 pub(crate) const NESTING_MAX: usize = 20;
 
-const FIELDS: &str = "value, key, headers.<name>, json.<path>, offset, partition, @timestamp and _index";
+const FIELDS: &str = "value, key, headers.<name>, json.<path>, offset, partition, @timestamp, _index and _id";
 
 /// Reads the queries of one request.
 pub(crate) struct Dsl {
@@ -69,6 +70,7 @@ impl Dsl {
             | "term"
             | "prefix"
             | "wildcard"
+            | "regexp"
             | "range" => return self.of_field(kind, body),
             _ => {}
         }
@@ -137,6 +139,14 @@ impl Dsl {
                 settings.ignore(&["rewrite", "case_insensitive"]);
                 self.wildcard(&name, &pattern)?
             }
+            "regexp" => {
+                let pattern = text(&mut settings, kind, "value")?;
+                settings.ignore(&["rewrite", "case_insensitive", "flags", "max_determinized_states"]);
+                let field = self.field(&name)?;
+                let pattern =
+                    Pattern::regex(&pattern, case_of(&field), None).map_err(|error| unreadable(kind, error))?;
+                QueryNode::Pattern { field, pattern }
+            }
             _ => self.matching(kind, &name, &mut settings)?,
         };
         settings.done()?;
@@ -153,7 +163,7 @@ impl Dsl {
         if settings.text("zero_terms_query")?.is_some_and(|what| what != "none") {
             return Err(ElasticError::unsupported(&format!("[{kind}] zero_terms_query other than none")));
         }
-        if self.is_time(name) {
+        if self.is_time(name) || name == "_id" {
             return self.equal(name, query);
         }
         let field = self.field(name)?;
@@ -260,14 +270,7 @@ impl Dsl {
         for value in values {
             self.clauses_left = self.clauses_left.checked_sub(1).ok_or_else(too_many_clauses)?;
             // An id that no message can have is not an error: there is no such document.
-            let Some((topic, partition, offset)) = value.as_str().and_then(place_of) else { continue };
-            let exact = |name: &str, value: LiteralValue| QueryNode::Exact { field: name.into(), value: value.into() };
-            let place = vec![
-                exact("topic", topic.into()),
-                exact("partition", i64::from(partition).into()),
-                exact("offset", offset.into()),
-            ];
-            any.push(bool_of(Vec::new(), place));
+            any.extend(value.as_str().map(QueryNode::with_id).filter(|node| *node != QueryNode::Nothing));
         }
         Ok(any_of(any))
     }
@@ -283,6 +286,9 @@ impl Dsl {
                 upper: Bound::Included(upper.into()),
             });
         }
+        if name == "_id" {
+            return Ok(QueryNode::with_id(value.as_str().unwrap_or_default()));
+        }
         let value = literal(&value).ok_or_else(|| {
             let reason = format!("the value of [{}] must be a text, a number or a truth value", shown(name));
             ElasticError::parsing(reason)
@@ -292,47 +298,16 @@ impl Dsl {
 
     fn wildcard(&mut self, name: &str, pattern: &str) -> Result<QueryNode, ElasticError> {
         let field = self.field(name)?;
-        match pattern.strip_suffix('*') {
-            _ if pattern == "*" => Ok(QueryNode::Exists { field }),
-            Some(start) if !start.contains(['*', '?', '\\']) => Ok(QueryNode::Prefix { field, text: start.into() }),
-            None if !pattern.contains(['*', '?', '\\']) => self.equal(name, pattern.into()),
-            _ => Err(ElasticError::unsupported(&format!(
-                "[wildcard] [{}]: a star can be the last character only; a pattern like it",
-                shown(pattern)
-            ))),
-        }
-    }
-
-    fn range(&mut self, name: &str, settings: &mut Members) -> Result<QueryNode, ElasticError> {
-        let format = match settings.text("format")? {
-            Some(name) => DateFormat::named(&name).ok_or_else(|| unknown_format(&name))?,
-            None => DateFormat::default(),
-        };
-        let zone = match settings.text("time_zone")? {
-            Some(name) => date::zone(&name).ok_or_else(|| unknown_zone(&name))?,
-            None => date::utc(),
-        };
-        let is_time = self.is_time(name);
-        let mut bound = |name: &str, round| -> Result<Option<Literal>, ElasticError> {
-            let Some(value) = settings.take(name) else { return Ok(None) };
-            if is_time {
-                return Ok(Some(self.moment(&value, format, round, zone)?.into()));
+        match Part::all_of(pattern).as_slice() {
+            [Part::Any] => Ok(QueryNode::Exists { field }),
+            [Part::Text(start), Part::Any] => Ok(QueryNode::Prefix { field, text: start.as_str().into() }),
+            [Part::Text(text)] => self.equal(name, text.as_str().into()),
+            parts => {
+                let pattern = Pattern::wildcard(parts, case_of(&field), None);
+                let pattern = pattern.map_err(|error| unreadable("wildcard", error))?;
+                Ok(QueryNode::Pattern { field, pattern })
             }
-            literal(&value).map(Some).ok_or_else(|| settings.wrong(name, "a text or a number", &value))
-        };
-        let lower = match (bound("gte", Rounding::Down)?, bound("gt", Rounding::Up)?) {
-            (None, None) => Bound::Unbounded,
-            (Some(value), None) => Bound::Included(value),
-            (None, Some(value)) => Bound::Excluded(value),
-            _ => return Err(ElasticError::parsing("[range] has both [gt] and [gte]")),
-        };
-        let upper = match (bound("lte", Rounding::Up)?, bound("lt", Rounding::Down)?) {
-            (None, None) => Bound::Unbounded,
-            (Some(value), None) => Bound::Included(value),
-            (None, Some(value)) => Bound::Excluded(value),
-            _ => return Err(ElasticError::parsing("[range] has both [lt] and [lte]")),
-        };
-        Ok(QueryNode::Range { field: self.field(name)?, lower, upper })
+        }
     }
 
     fn boolean(&mut self, members: &mut Members) -> Result<QueryNode, ElasticError> {
@@ -397,11 +372,8 @@ impl Dsl {
             "max_determinized_states",
             "phrase_slop",
         ]);
-        let parsed = SearchQuery::parse_with(&query, self.now, operator).map_err(|error| {
-            let place = error.column.map(|column| format!(" (at column {column})")).unwrap_or_default();
-            ElasticError::parsing(format!("[query_string] {}{place}", error.message))
-        })?;
-        Ok(parsed.root)
+        let parsed = SearchQuery::parse_with(&query, self.now, operator);
+        parsed.map(|query| query.root).map_err(|error| unreadable("query_string", error))
     }
 
     /// The field that a name means.
@@ -410,7 +382,7 @@ impl Dsl {
         match name {
             "@timestamp" => Ok("timestamp".into()),
             "_index" => Ok("topic".into()),
-            "value" | "key" | "timestamp" | "offset" | "topic" | "partition" => Ok(name.into()),
+            "value" | "key" | "timestamp" | "offset" | "topic" | "partition" | "_id" => Ok(name.into()),
             _ if inside("json.") || inside("headers.") => Ok(name.into()),
             _ => Err(ElasticError::illegal(format!("there is no field [{}], only {FIELDS}", shown(name)))),
         }
@@ -439,23 +411,14 @@ impl Dsl {
     }
 }
 
-/// `from <= field < to`.
-pub(crate) fn number_range(field: FieldName, from: Option<f64>, to: Option<f64>, is_time: bool) -> QueryNode {
-    let value = |end: f64| {
-        // Whole numbers of this size are exact in both types; times are whole.
-        let is_whole = end.fract() == 0.0 && end.abs() < 9_007_199_254_740_992.0;
-        Literal::from(if is_time || is_whole { LiteralValue::I64(end as i64) } else { LiteralValue::F64(end) })
-    };
-    let lower = from.map_or(Bound::Unbounded, |end| Bound::Included(value(end)));
-    let upper = to.map_or(Bound::Unbounded, |end| Bound::Excluded(value(end)));
-    QueryNode::Range { field, lower, upper }
+fn case_of(field: &FieldName) -> Case {
+    if field.name == "topic" { Case::Kept } else { Case::Folded }
 }
 
-/// Topic, partition and offset of an `_id`.
-pub(crate) fn place_of(id: &str) -> Option<(&str, i32, i64)> {
-    let (rest, offset) = id.rsplit_once('/')?;
-    let (topic, partition) = rest.rsplit_once('/')?;
-    Some((topic, partition.parse().ok()?, offset.parse().ok()?))
+/// A query whose text is wrong.
+fn unreadable(kind: &str, error: QueryError) -> ElasticError {
+    let place = error.column.map(|column| format!(" (at column {column})")).unwrap_or_default();
+    ElasticError::parsing(format!("[{kind}] {}{place}", error.message))
 }
 
 pub(crate) fn unknown_format(name: &str) -> ElasticError {
@@ -515,7 +478,7 @@ fn scalar_text(value: &Value) -> Option<String> {
     }
 }
 
-fn literal(value: &Value) -> Option<Literal> {
+pub(super) fn literal(value: &Value) -> Option<Literal> {
     let value = match value {
         Value::String(text) => LiteralValue::Text(text.clone()),
         Value::Bool(value) => LiteralValue::Bool(*value),

@@ -12,6 +12,8 @@ mod dsl;
 mod error;
 pub(crate) mod index;
 pub(crate) mod object;
+mod pipelines;
+mod ranges;
 pub(crate) mod request;
 pub(crate) mod response;
 #[cfg(test)]

@@ -35,9 +35,19 @@ impl Members {
         self.members.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Adds a member; whether there was one of this name, other than null, in its place.
+    pub fn put(&mut self, name: &str, value: Value) -> bool {
+        self.members.insert(name.to_owned(), value).is_some_and(|before| !before.is_null())
+    }
+
     /// The value of a member that must be there.
     pub fn required(&mut self, name: &str) -> Result<Value, ElasticError> {
         self.take(name).ok_or_else(|| ElasticError::parsing(format!("[{}] needs [{name}]", self.what)))
+    }
+
+    /// Whether there is such a member, other than null.
+    pub fn has(&self, name: &str) -> bool {
+        self.members.get(name).is_some_and(|value| !value.is_null())
     }
 
     pub fn text(&mut self, name: &str) -> Result<Option<String>, ElasticError> {

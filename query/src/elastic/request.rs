@@ -10,12 +10,12 @@ use thermocline_ingest::model::{Offset, PartitionId, TOPIC_NAME_LEN_MAX, Timesta
 
 use super::date::{DateFormat, utc};
 use super::document::{FieldPattern, SourceFilter, id_of};
-use super::dsl::{Dsl, place_of};
+use super::dsl::Dsl;
 use super::error::{ElasticError, shown};
 use super::index::IndexOptions;
 use super::object::{Members, flag_of, kind_of};
 use crate::search::aggregate::Aggregation;
-use crate::search::ast::QueryNode;
+use crate::search::ast::{QueryNode, place_of};
 use crate::search::rank::{Rank, SortKey};
 use crate::search::{HIGHLIGHT_TAG_LEN_MAX, HighlightOptions, Hit, Sort, TotalWanted};
 use crate::time::Rounding;
@@ -225,7 +225,11 @@ impl SearchBody {
 /// Whether scores of matches can differ.
 fn scores(query: &QueryNode) -> bool {
     match query {
-        QueryNode::Words { .. } | QueryNode::Phrase { .. } | QueryNode::Prefix { .. } | QueryNode::Exact { .. } => true,
+        QueryNode::Words { .. }
+        | QueryNode::Phrase { .. }
+        | QueryNode::Prefix { .. }
+        | QueryNode::Pattern { .. }
+        | QueryNode::Exact { .. } => true,
         QueryNode::Bool { must, should, .. } => must.iter().chain(should).any(scores),
         QueryNode::Boost { node, .. } => scores(node),
         QueryNode::All | QueryNode::Nothing | QueryNode::Range { .. } | QueryNode::Exists { .. } => false,

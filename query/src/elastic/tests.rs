@@ -43,6 +43,13 @@ fn any_of(should: Vec<QueryNode>) -> QueryNode {
 #[test]
 fn leaves_become_nodes() {
     let prefix = |field: &str, text: &str| QueryNode::Prefix { field: field.into(), text: text.into() };
+    let place = QueryNode::Bool {
+        must: vec![],
+        should: vec![],
+        must_not: vec![],
+        filter: vec![exact("topic", "orders"), exact("partition", 2_i64), exact("offset", 7_i64)],
+        minimum_should_match: 0,
+    };
     let phrase = |text: &str, slop| QueryNode::Phrase { field: "value".into(), text: text.into(), slop };
     for (wanted, node) in [
         (json!({"match_all": {}}), QueryNode::All),
@@ -77,19 +84,35 @@ fn leaves_become_nodes() {
         (json!({"wildcard": {"key": "k"}}), exact("key", "k")),
         (json!({"exists": {"field": "json.x"}}), QueryNode::Exists { field: "json.x".into() }),
         (json!({"match_all": {"boost": 2}}), QueryNode::Boost { node: Box::new(QueryNode::All), factor: 2.0 }),
-        (
-            json!({"ids": {"values": ["orders/2/7", "nonsense"]}}),
-            QueryNode::Bool {
-                must: vec![],
-                should: vec![],
-                must_not: vec![],
-                filter: vec![exact("topic", "orders"), exact("partition", 2_i64), exact("offset", 7_i64)],
-                minimum_should_match: 0,
-            },
-        ),
+        (json!({"ids": {"values": ["orders/2/7", "nonsense"]}}), place.clone()),
+        (json!({"term": {"_id": "orders/2/7"}}), place.clone()),
+        (json!({"match": {"_id": "nonsense"}}), QueryNode::Nothing),
     ] {
         assert_eq!(query(wanted.clone()), Ok(node), "{wanted}");
     }
+}
+
+#[test]
+fn patterns_are_those_of_the_query_language() {
+    let typed = |text: &str| query(json!({"query_string": {"query": text}})).unwrap();
+    let fits = |node: QueryNode, word: &str| match node {
+        QueryNode::Pattern { pattern, .. } => pattern.matches(word.as_bytes()),
+        other => panic!("{other:?}"),
+    };
+    for (dsl, text) in [
+        (json!({"wildcard": {"key": {"value": "*k?"}}}), "key:*k?"),
+        (json!({"wildcard": {"key": {"wildcard": "a*b"}}}), "key:a*b"),
+        (json!({"regexp": {"key": "a.*|b"}}), "key:/a.*|b/"),
+        (json!({"regexp": {"key": {"value": "a/b", "flags": "ALL"}}}), "key:/a\\/b/"),
+    ] {
+        let QueryNode::Pattern { field, pattern } = query(dsl.clone()).unwrap() else { panic!("{dsl}") };
+        let QueryNode::Pattern { field: typed_field, pattern: typed } = typed(text) else { panic!("{text}") };
+        assert_eq!(field.name, typed_field.name);
+        assert_eq!(pattern.matcher().as_str(), typed.matcher().as_str());
+    }
+    assert!(fits(query(json!({"wildcard": {"_index": "Ord*s"}})).unwrap(), "Orders"));
+    assert!(!fits(query(json!({"regexp": {"_index": "Ord.*"}})).unwrap(), "orders"));
+    assert_eq!(query(json!({"wildcard": {"key": "a\\*b"}})), Ok(exact("key", "a*b")));
 }
 
 #[test]
@@ -108,6 +131,14 @@ fn ranges_of_times_are_filled_and_rounded() {
         ),
         (json!({"gte": "2015-05-17", "time_zone": "+02:00"}), Bound::Included(1_431_813_600_000), Bound::Unbounded),
         (json!({}), Bound::Unbounded, Bound::Unbounded),
+        (json!({"from": 5, "to": "7", "format": "epoch_millis"}), Bound::Included(5), Bound::Included(7)),
+        (
+            json!({"from": 5, "to": 7, "include_lower": false, "include_upper": "false"}),
+            Bound::Excluded(5),
+            Bound::Excluded(7),
+        ),
+        (json!({"from": null, "to": 7, "include_lower": true}), Bound::Unbounded, Bound::Included(7)),
+        (json!({"from": 5, "to": null, "gte": null}), Bound::Included(5), Bound::Unbounded),
     ] {
         assert_eq!(query(json!({"range": {"@timestamp": settings}})), Ok(times(lower, upper)), "{settings}");
     }
@@ -122,6 +153,13 @@ fn ranges_of_times_are_filled_and_rounded() {
             upper: Bound::Included(7.5.into()),
         })
     );
+    // Texts that say numbers are numbers in JSON, words elsewhere.
+    let below = |field: &str, upper: Literal| {
+        Ok(QueryNode::Range { field: field.into(), lower: Bound::Unbounded, upper: Bound::Excluded(upper) })
+    };
+    assert_eq!(query(json!({"range": {"json.ms": {"lt": "500"}}})), below("json.ms", 500_i64.into()));
+    assert_eq!(query(json!({"range": {"json.level": {"lt": "info"}}})), below("json.level", "info".into()));
+    assert_eq!(query(json!({"range": {"key": {"lt": "500"}}})), below("key", "500".into()));
 }
 
 #[test]
@@ -186,7 +224,8 @@ fn what_is_not_offered_is_refused_by_name() {
         (json!({"nested": {"path": "a", "query": {"match_all": {}}}}), "nested"),
         (json!({"function_score": {}}), "function_score"),
         (json!({"script": {}}), "script"),
-        (json!({"regexp": {"key": "a.*"}}), "regexp"),
+        (json!({"regexp": {"key": "a("}}), "regexp"),
+        (json!({"regexp": {"key": "^a"}}), "whole word"),
         (json!({"fuzzy": {"key": "a"}}), "fuzzy"),
         (json!({"simple_query_string": {"query": "a"}}), "simple_query_string"),
         (json!({"match": {"value": {"query": "a", "fuzziness": "AUTO"}}}), "fuzziness"),
@@ -194,14 +233,15 @@ fn what_is_not_offered_is_refused_by_name() {
         (json!({"match": {"value": {"query": ["a"]}}}), "query"),
         (json!({"match": {"a": 1, "b": 2}}), "match"),
         (json!({"match": {"message": "a"}}), "message"),
-        (json!({"wildcard": {"key": "*a"}}), "wildcard"),
+        (json!({"wildcard": {"key": format!("*{}", "a".repeat(2000))}}), "1000"),
         (json!({"term": {"key": {"value": "a", "case_insensitive": true}}}), "case_insensitive"),
         (json!({"terms": {"key": {"index": "x", "id": "1", "path": "y"}}}), "terms"),
         (json!({"range": {"timestamp": {"gte": "soon"}}}), "soon"),
         (json!({"range": {"timestamp": {"gte": 1, "format": "yyyy"}}}), "yyyy"),
         (json!({"range": {"timestamp": {"gte": 1, "time_zone": "Europe/Berlin"}}}), "Berlin"),
         (json!({"range": {"offset": {"gte": 1, "gt": 1}}}), "gte"),
-        (json!({"range": {"offset": {"from": 1}}}), "from"),
+        (json!({"range": {"offset": {"from": 1, "gte": 2}}}), "from"),
+        (json!({"range": {"offset": {"to": 1, "include_upper": "no"}}}), "include_upper"),
         (json!({"bool": {"musst": []}}), "musst"),
         (json!({"match_all": {}, "match_none": {}}), "query"),
         (json!({}), "query"),
@@ -355,6 +395,52 @@ fn aggregations_are_checked() {
     ] {
         assert!(one(kind, settings.clone()).is_ok(), "{kind} {settings}: {:?}", one(kind, settings.clone()));
     }
+    for inner in [
+        json!({"x": {"derivative": {"buckets_path": "m", "unit": "1s"}}}),
+        json!({"x": {"derivative": {"buckets_path": "y"}}, "y": {"cumulative_sum": {"buckets_path": "z", "format": "0"}},
+            "z": {"serial_diff": {"buckets_path": "_count", "lag": "2"}}}),
+        json!({"x": {"moving_fn": {"buckets_path": "m.value", "window": "5", "shift": -1,
+            "script": "MovingFunctions.stdDev(values, MovingFunctions.unweightedAvg(values))"}}}),
+        json!({"x": {"bucket_script": {"buckets_path": {"a": "m", "b": "p[95]"}, "script": {"source": "params.a / params.b"}}}}),
+        json!({"x": {"rate": {"unit": "minute"}}}),
+        json!({"x": {"rate": {"field": "json.ms", "mode": "value_count"}}}),
+    ] {
+        let mut aggs = inner.clone();
+        aggs["m"] = json!({"avg": {"field": "json.ms"}});
+        aggs["p"] = json!({"percentiles": {"field": "json.ms"}});
+        let request =
+            json!({"aggs": {"a": {"date_histogram": {"field": "@timestamp", "fixed_interval": "1m"}, "aggs": aggs}}});
+        assert!(body(request.clone()).is_ok(), "{inner}: {:?}", body(request));
+    }
+    for (parent, inner, named) in [
+        ("histogram", json!({"derivative": {"buckets_path": "n"}}), "[n]"),
+        ("histogram", json!({"derivative": {"buckets_path": "x"}}), "[x]"),
+        ("histogram", json!({"derivative": {"buckets_path": "p[42]"}}), "p[42]"),
+        ("histogram", json!({"derivative": {"buckets_path": "m>n"}}), "m>n"),
+        ("histogram", json!({"derivative": {"buckets_path": "m", "unit": "day"}}), "unit"),
+        ("histogram", json!({"derivative": {"buckets_path": "m", "gap_policy": "none"}}), "gap_policy"),
+        ("histogram", json!({"derivative": {"buckets_path": "m", "lag": 1}}), "lag"),
+        ("histogram", json!({"serial_diff": {"buckets_path": "m", "lag": 0}}), "lag"),
+        ("histogram", json!({"moving_fn": {"buckets_path": "m", "window": 5, "script": "values[0]"}}), "values[0]"),
+        ("histogram", json!({"moving_fn": {"buckets_path": "m", "script": "MovingFunctions.max(values)"}}), "window"),
+        ("histogram", json!({"bucket_script": {"buckets_path": {"a": "m"}, "script": "params.b"}}), "params.b"),
+        ("histogram", json!({"bucket_script": {"buckets_path": {"a": "m"}, "script": "Math.max(1, 2)"}}), "Math"),
+        ("histogram", json!({"bucket_script": {"buckets_path": "m", "script": "1"}}), "object"),
+        ("histogram", json!({"rate": {"unit": "second"}}), "date_histogram"),
+        ("terms", json!({"derivative": {"buckets_path": "m"}}), "histogram"),
+        ("filter", json!({"bucket_script": {"buckets_path": {}, "script": "1"}}), "several buckets"),
+        ("histogram", json!({"derivative": {"buckets_path": "m"}, "aggs": {}}), "cannot hold"),
+    ] {
+        let settings = match parent {
+            "histogram" => json!({"field": "offset", "interval": 1}),
+            "terms" => json!({"field": "key"}),
+            _ => json!({"match_all": {}}),
+        };
+        let inner = json!({"x": inner, "m": {"avg": {"field": "json.ms"}}, "p": {"percentiles": {"field": "json.ms"}}});
+        let error = body(json!({"aggs": {"a": {parent: settings, "aggs": inner}}})).unwrap_err();
+        assert!(error.status == 400 && error.reason.contains(named), "{inner}: {error}");
+    }
+    assert!(body(json!({"aggs": {"a": {"derivative": {"buckets_path": "_count"}}}})).is_err());
     for (kind, settings, named) in [
         ("top_hits", json!({}), "top_hits"),
         ("moving_avg", json!({"buckets_path": "1"}), "moving_avg"),
@@ -440,6 +526,11 @@ fn noise() -> impl Strategy<Value = Value> {
         "from",
         "to",
         "order",
+        "derivative",
+        "bucket_script",
+        "buckets_path",
+        "script",
+        "terms",
         "minimum_should_match",
         "_source",
     ]);

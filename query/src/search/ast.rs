@@ -9,9 +9,10 @@ use std::ops::Bound;
 
 use thermocline_ingest::model::{PartitionId, Timestamp, TopicName};
 
+use super::pattern::Pattern;
 use crate::time::{Rounding, TimeExpr};
 
-const FIELDS: &str = "value, key, timestamp, offset, topic, partition, headers.<name> and json.<path>";
+const FIELDS: &str = "value, key, timestamp, offset, topic, partition, _id, headers.<name> and json.<path>";
 
 /// Where something stands in the text of a query, in characters from 1; None where the query was not a text.
 pub(crate) type Column = Option<usize>;
@@ -39,6 +40,9 @@ pub(crate) enum Place<'n> {
     Timestamp,
     Offset,
     Topic,
+    Partition,
+    /// The place of a message, as [`QueryNode::with_id`] reads it.
+    Id,
     /// The name of a header.
     Headers(&'n str),
     /// Keys, separated by dots.
@@ -67,6 +71,8 @@ pub(crate) enum QueryNode {
     Phrase { field: FieldName, text: Text, slop: u32 },
     /// Words that start like the one word of `text`; topics that start like `text`.
     Prefix { field: FieldName, text: Text },
+    /// A word that the pattern fits; topics whose name it fits.
+    Pattern { field: FieldName, pattern: Pattern },
     /// A number or truth value of a JSON leaf; of a text the same as a phrase without slop.
     Exact { field: FieldName, value: Literal },
     /// Over `timestamp`, `offset`, numbers and words of JSON leaves, and words of everything else. Both unbounded is
@@ -95,7 +101,8 @@ pub(crate) enum Operator {
     Or,
 }
 
-/// `value`, `key`, `timestamp`, `offset`, `topic`, `headers.<name>` or `json.<path>`; dots separate the keys of a path.
+/// `value`, `key`, `timestamp`, `offset`, `topic`, `partition`, `_id`, `headers.<name>` or `json.<path>`; dots separate the
+/// keys of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FieldName {
     pub name: String,
@@ -209,6 +216,13 @@ impl QueryError {
     }
 }
 
+impl Place<'_> {
+    /// Whether it is one value, of each message, rather than words.
+    pub fn is_of_every_message(self) -> bool {
+        matches!(self, Self::Timestamp | Self::Offset | Self::Topic | Self::Partition | Self::Id)
+    }
+}
+
 impl FieldName {
     pub fn place(&self) -> Result<Place<'_>, QueryError> {
         let (name, path) = match self.name.split_once('.') {
@@ -223,7 +237,9 @@ impl FieldName {
             ("timestamp" | "@timestamp", None) => Place::Timestamp,
             ("offset", None) => Place::Offset,
             ("topic" | "_index", None) => Place::Topic,
-            ("value" | "key" | "timestamp" | "offset" | "topic", Some(_)) => {
+            ("partition", None) => Place::Partition,
+            ("_id", None) => Place::Id,
+            ("value" | "key" | "timestamp" | "offset" | "topic" | "partition", Some(_)) => {
                 return Err(self.error(format!("{} does not exist; only headers and json have parts", self.name)));
             }
             _ => {
@@ -319,6 +335,13 @@ pub(crate) fn offsets(lower: &Bound<Literal>, upper: &Bound<Literal>) -> Result<
     Ok((first, last))
 }
 
+/// Topic, partition and offset of an id.
+pub(crate) fn place_of(id: &str) -> Option<(&str, i32, i64)> {
+    let (rest, offset) = id.rsplit_once('/')?;
+    let (topic, partition) = rest.rsplit_once('/')?;
+    Some((topic, partition.parse().ok()?, offset.parse().ok()?))
+}
+
 /// How many of `should` have to match.
 pub(crate) fn should_needed(required: usize, should: usize, minimum: usize) -> usize {
     if required == 0 && should > 0 { minimum.max(1) } else { minimum }
@@ -342,12 +365,25 @@ impl SearchQuery {
 }
 
 impl QueryNode {
+    /// The message of an id, `topic/partition/offset`; none where no message can have it.
+    pub fn with_id(id: &str) -> Self {
+        let Some((topic, partition, offset)) = place_of(id) else { return Self::Nothing };
+        let exact = |name: &str, value: LiteralValue| Self::Exact { field: name.into(), value: value.into() };
+        let filter = vec![
+            exact("topic", topic.into()),
+            exact("partition", i64::from(partition).into()),
+            exact("offset", offset.into()),
+        ];
+        Self::Bool { must: Vec::new(), should: Vec::new(), must_not: Vec::new(), filter, minimum_should_match: 0 }
+    }
+
     /// The field that a leaf is about.
     pub fn field(&self) -> Option<&FieldName> {
         match self {
             Self::Words { field, .. }
             | Self::Phrase { field, .. }
             | Self::Prefix { field, .. }
+            | Self::Pattern { field, .. }
             | Self::Exact { field, .. }
             | Self::Range { field, .. }
             | Self::Exists { field } => Some(field),
@@ -365,9 +401,7 @@ impl QueryNode {
         let equal = |value: Literal| decided(Bound::Included(value.clone()), Bound::Included(value));
         let all = |nodes: &[Self]| nodes.iter().map(|node| node.in_partition(partition)).collect::<Result<Vec<_>, _>>();
         match self {
-            Self::Words { field, text, .. } | Self::Phrase { field, text, .. } | Self::Prefix { field, text }
-                if is_partition(field) =>
-            {
+            Self::Words { field, text, .. } | Self::Phrase { field, text, .. } if is_partition(field) => {
                 equal(Literal { value: LiteralValue::Text(text.text.clone()), column: text.column })
             }
             Self::Exact { field, value } if is_partition(field) => equal(value.clone()),
@@ -402,9 +436,10 @@ impl QueryNode {
             Self::Prefix { field, text } => {
                 (field.place() == Ok(Place::Topic)).then(|| topic.as_str().starts_with(&text.text))
             }
-            Self::Exists { field } => {
-                matches!(field.place(), Ok(Place::Topic | Place::Timestamp | Place::Offset)).then_some(true)
+            Self::Pattern { field, pattern } => {
+                (field.place() == Ok(Place::Topic)).then(|| pattern.matches(topic.as_str().as_bytes()))
             }
+            Self::Exists { field } => field.place().is_ok_and(Place::is_of_every_message).then_some(true),
             Self::Range { .. } => None,
             Self::Bool { must, should, must_not, filter, minimum_should_match } => {
                 // Asked once for each: the tree is as deep as the query says.

@@ -5,6 +5,7 @@
 //! is empty. Text in which the analyser finds no word (`---`) asks for nothing: it
 //! is left out, as in Lucene, and a query of such text only finds nothing.
 
+use std::cell::Cell;
 use std::ops::Bound;
 
 use tantivy::Term;
@@ -21,6 +22,7 @@ use super::ast::{
     should_needed,
 };
 use super::leaves::{HasWords, Number, NumberRange, Path};
+use super::pattern::{PATTERNS_MAX, Pattern};
 use super::terms::TermsBetween;
 
 /// What a part of a query comes to in one split.
@@ -37,6 +39,8 @@ struct Builder<'a> {
     /// None builds every part, whichever topics it is about.
     topic: Option<&'a TopicName>,
     now: Timestamp,
+    /// That the query may still have.
+    patterns_left: Cell<usize>,
 }
 
 /// A word of a query as it stands in the index.
@@ -60,7 +64,7 @@ impl SearchQuery {
     /// The query for one split of `topic`. Fails in the same way for every split of the same schema. Without a topic
     /// every part is built, so that what is wrong with any of them is said.
     pub fn build(&self, split: &SplitReader, topic: Option<&TopicName>) -> Result<Box<dyn Query>, QueryError> {
-        let builder = Builder { split, topic, now: self.now };
+        let builder = Builder { split, topic, now: self.now, patterns_left: Cell::new(PATTERNS_MAX) };
         Ok(match builder.node(&self.root)? {
             Built::Absent | Built::Nothing => Box::new(EmptyQuery),
             Built::All => Box::new(AllQuery),
@@ -93,6 +97,7 @@ impl Builder<'_> {
             QueryNode::Words { field, text, operator } => self.words(field, text, *operator),
             QueryNode::Phrase { field, text, slop } => self.phrase(field, text, *slop),
             QueryNode::Prefix { field, text } => self.prefix(field, text),
+            QueryNode::Pattern { field, pattern } => self.pattern(field, pattern),
             QueryNode::Exact { field, value } => self.exact(field, value),
             QueryNode::Range { field, lower, upper } => self.range(field, lower, upper),
             QueryNode::Exists { field } => self.exists(field),
@@ -111,7 +116,7 @@ impl Builder<'_> {
             Place::Key => fields.is_indexed(fields.key),
             Place::Headers(_) => fields.is_indexed(fields.headers),
             Place::Json(_) => fields.is_indexed(fields.json),
-            Place::Timestamp | Place::Offset | Place::Topic => true,
+            place => place.is_of_every_message(),
         })
     }
 
@@ -261,9 +266,29 @@ impl Builder<'_> {
         }
     }
 
+    fn pattern(&self, field: &FieldName, pattern: &Pattern) -> Result<Built, QueryError> {
+        let Some(words) = self.words_of(field)? else {
+            if field.place() == Ok(Place::Topic) {
+                // Without a topic, which would have decided it.
+                return Ok(Built::All);
+            }
+            let (name, written) = (&field.name, pattern.written());
+            return Err(pattern.error(format!("{name} has no words that {written:?} could fit")));
+        };
+        pattern.check(self.split.fields.analyser)?;
+        let left = self.patterns_left.get().checked_sub(1).ok_or_else(|| {
+            pattern.error(format!("more than {PATTERNS_MAX} wildcards and regular expressions in one query"))
+        })?;
+        self.patterns_left.set(left);
+        let before = words.term("").serialized_value_bytes().len();
+        Ok(TermsBetween::fitting(&words.term(pattern.start()), before, pattern.matcher().clone()).into())
+    }
+
     fn exact(&self, field: &FieldName, value: &Literal) -> Result<Built, QueryError> {
         match field.place()? {
-            Place::Topic => Ok(Built::All),
+            // Without a topic or a partition, which would have decided it.
+            Place::Topic | Place::Partition => Ok(Built::All),
+            Place::Id => Err(ids_are_whole(field)),
             Place::Timestamp | Place::Offset => {
                 let bound = Bound::Included(value.clone());
                 self.range(field, &bound, &bound)
@@ -287,6 +312,9 @@ impl Builder<'_> {
         let fields = &self.split.fields;
         match field.place()? {
             Place::Topic => Err(field.error("topics have no ranges; name them, or their beginnings like ord*".into())),
+            // Without a partition, which would have decided it.
+            Place::Partition => Ok(Built::All),
+            Place::Id => Err(ids_are_whole(field)),
             Place::Timestamp => {
                 let Times { first, last } = Times::between(lower, upper, self.now)?;
                 Ok(between(fields.timestamp, first, last))
@@ -381,7 +409,6 @@ impl Builder<'_> {
     fn exists(&self, field: &FieldName) -> Result<Built, QueryError> {
         let fields = &self.split.fields;
         match field.place()? {
-            Place::Topic | Place::Timestamp | Place::Offset => Ok(Built::All),
             // Of a value every word may be in another place of the index; its length is in one.
             Place::Value if fields.schema.get_field_entry(fields.value).has_fieldnorms() => {
                 Ok(HasWords { field: fields.value }.into())
@@ -394,6 +421,7 @@ impl Builder<'_> {
                 let (first, end) = self.path(field)?.span();
                 Ok(TermsBetween::new(Bound::Included(first), Bound::Excluded(end)).into())
             }
+            _ => Ok(Built::All),
         }
     }
 
@@ -412,15 +440,15 @@ impl Builder<'_> {
         Ok(Path::new(inside, path))
     }
 
-    /// None for `timestamp`, `offset` and `topic`.
+    /// None for what every message has one value of.
     fn words_of(&self, name: &FieldName) -> Result<Option<Words>, QueryError> {
         let fields = &self.split.fields;
         Ok(Some(match name.place()? {
-            Place::Timestamp | Place::Offset | Place::Topic => return Ok(None),
             Place::Value => Words { field: fields.value, path: None, is_typed: false },
             Place::Key => Words { field: fields.key, path: None, is_typed: false },
             Place::Headers(_) => Words { field: fields.headers, path: Some(self.path(name)?), is_typed: false },
             Place::Json(_) => Words { field: fields.json, path: Some(self.path(name)?), is_typed: true },
+            _ => return Ok(None),
         }))
     }
 
@@ -469,6 +497,10 @@ impl Words {
             (Some(term), _) => Built::Query(term_query(term)),
         }
     }
+}
+
+fn ids_are_whole(field: &FieldName) -> QueryError {
+    field.error(format!("an id is looked for as a whole, like {}:\"orders/0/42\"", field.name))
 }
 
 fn literal(text: &Text) -> Literal {

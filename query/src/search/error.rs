@@ -70,9 +70,14 @@ pub enum SearchError {
     Metrics(#[from] prometheus::Error),
     #[error(
         "the query reads {needed} bytes of one split at once, more than the limit of {max} (search.memory_max); ask for \
-         longer prefixes or narrower ranges"
+         longer prefixes, patterns that start with more letters, or narrower ranges"
     )]
     Memory { needed: u64, max: u64 },
+    #[error(
+        "a wildcard or regular expression would be compared with more than the limit of {max} words of the split of \
+         {topic}-{partition} at offset {base}; let wildcards start with letters"
+    )]
+    Terms { topic: TopicName, partition: PartitionId, base: Offset, max: u64 },
     #[error("a search came to an unforeseen end; the log says where")]
     Panicked,
     #[error("search is stopped")]
@@ -124,7 +129,8 @@ impl SearchError {
             | Self::ContextBytes { .. }
             | Self::FollowCursor(_)
             | Self::FollowedPartitions { .. }
-            | Self::Memory { .. } => SearchErrorKind::Invalid,
+            | Self::Memory { .. }
+            | Self::Terms { .. } => SearchErrorKind::Invalid,
             Self::UnknownTopic(_) => SearchErrorKind::NotFound,
             Self::Busy { .. } | Self::Followers { .. } => SearchErrorKind::Busy,
             Self::Timeout { .. } => SearchErrorKind::Timeout,

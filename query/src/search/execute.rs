@@ -30,6 +30,7 @@ use super::aggregate::refused;
 use super::ast::SearchQuery;
 use super::collect::{Beside, SplitHits, ask_for_all, search_split};
 use super::rank::{Sort, SortKey, TopK};
+use super::terms::TooManyTerms;
 use super::{OpenError, SearchError};
 use crate::prune::{Extent, Planned, Scope};
 
@@ -226,14 +227,20 @@ impl Task {
             TantivyError::AggregationError(_) | TantivyError::InvalidArgument(_) if job.beside.is_some() => {
                 refused(source)
             }
-            source => SearchError::Split {
-                topic: extent.topic.clone(),
-                partition: extent.partition,
-                base: extent.stored.start,
-                source: Box::new(source),
-            },
+            source => failed(extent, source),
         })
     }
+}
+
+/// What a failed search of a split means.
+fn failed(extent: &Extent, source: TantivyError) -> SearchError {
+    let (topic, partition, base) = (extent.topic.clone(), extent.partition, extent.stored.start);
+    if let TantivyError::IoError(error) = &source
+        && let Some(TooManyTerms { max }) = error.get_ref().and_then(|error| error.downcast_ref())
+    {
+        return SearchError::Terms { topic, partition, base, max: *max };
+    }
+    SearchError::Split { topic, partition, base, source: Box::new(source) }
 }
 
 /// What `read` makes of one split; it is run again whenever it lacked bytes.
@@ -254,12 +261,7 @@ pub(crate) async fn read_split<T: Send + 'static>(
         };
         let (read_from, found) = spawn_blocking(step).await.map_err(|_| SearchError::Panicked)?;
         if !read_from.held.lacks_bytes() {
-            return found.map_err(|source| SearchError::Split {
-                topic: extent.topic.clone(),
-                partition: extent.partition,
-                base: extent.stored.start,
-                source: Box::new(source),
-            });
+            return found.map_err(|source| failed(extent, source));
         }
         task = fetch(read_from, resources.clone()).await?;
     }

@@ -1,6 +1,6 @@
 //! Which words of a message made it a hit: pieces of its text with those words marked.
 //!
-//! Computed from the message as it was fetched, for a page's hits only: words, phrases and prefixes of the query are
+//! Computed from the message as it was fetched, for a page's hits only: words, phrases, prefixes and patterns of the query are
 //! looked for in the text again, cut by the analyser that the topic has now. Messages that were indexed under another
 //! one may show fewer marks than they have matches, or none; nothing else depends on them. Clauses that exclude, ranges
 //! and filters on times mark nothing.
@@ -14,6 +14,7 @@ use thermocline_tiering::reader::OwnedRecord;
 use thermocline_tiering::split::{Analyser, QueryWord, tokenizers};
 
 use super::ast::{LiteralValue, QueryNode};
+use super::pattern::Pattern;
 
 /// Bytes of one text that are looked at; what lies behind is not marked.
 pub const HIGHLIGHT_TEXT_LEN_MAX: usize = 256 << 10;
@@ -80,6 +81,7 @@ struct Needles {
     by_word: HashMap<String, Vec<usize>>,
     /// Phrases whose first word is a prefix.
     by_prefix: Vec<usize>,
+    patterns: Vec<Pattern>,
     /// Numbers and truth values of a JSON leaf.
     literals: Vec<LiteralValue>,
 }
@@ -166,6 +168,13 @@ impl Highlighter {
 
 /// What the clauses of a query look for, those that exclude aside.
 fn collect(node: &QueryNode, analyser: Analyser, fields: &mut BTreeMap<String, Needles>, left: &mut usize) {
+    if let QueryNode::Pattern { field, pattern } = node
+        && *left > 0
+    {
+        *left -= 1;
+        fields.entry(field.name.clone()).or_default().patterns.push(pattern.clone());
+        return;
+    }
     let mut add = |field: &str, words: Vec<QueryWord>, slop: u32| {
         if words.is_empty() || *left == 0 {
             return;
@@ -194,7 +203,11 @@ fn collect(node: &QueryNode, analyser: Analyser, fields: &mut BTreeMap<String, N
             clauses.for_each(|clause| collect(clause, analyser, fields, left));
         }
         QueryNode::Boost { node, .. } => collect(node, analyser, fields, left),
-        QueryNode::All | QueryNode::Nothing | QueryNode::Range { .. } | QueryNode::Exists { .. } => {}
+        QueryNode::All
+        | QueryNode::Nothing
+        | QueryNode::Pattern { .. }
+        | QueryNode::Range { .. }
+        | QueryNode::Exists { .. } => {}
     }
 }
 
@@ -247,6 +260,9 @@ impl Needles {
             let whole = self.by_word.get(&word.text).into_iter().flatten();
             for phrase in whole.chain(&self.by_prefix).filter_map(|number| self.phrases.get(*number)) {
                 phrase.mark(&words, index, &mut marks);
+            }
+            if self.patterns.iter().any(|pattern| pattern.matches(word.text.as_bytes())) {
+                marks.push(word.bytes.clone());
             }
         }
         merged(marks)

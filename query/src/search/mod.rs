@@ -25,6 +25,7 @@ mod leaves;
 mod live;
 pub(crate) mod matches;
 mod metrics;
+pub(crate) mod pattern;
 pub(crate) mod rank;
 mod syntax;
 mod terms;
@@ -64,7 +65,7 @@ pub use follow::{FOLLOWED_PARTITIONS_MAX, FOLLOWERS_MAX, Follow, FollowBatch, Fo
 pub use highlight::{FRAGMENT_LEN_MAX, FRAGMENTS_MAX, HIGHLIGHT_TAG_LEN_MAX, HighlightOptions, Highlights};
 pub use matches::{CheckedQuery, Unindexed};
 pub use rank::Sort;
-pub use syntax::{BOOST_MAX, QUERY_LEN_MAX, QUERY_NESTING_MAX, SLOP_MAX};
+pub use syntax::{BOOST_MAX, QUERY_CLAUSES_MAX, QUERY_LEN_MAX, QUERY_NESTING_MAX, SLOP_MAX};
 
 use crate::prune::{Extent, Plan, Planned, Scope};
 use aggregate::{Aggregation, AggregationPlan, AggregationRun};

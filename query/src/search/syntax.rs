@@ -7,7 +7,9 @@
 //! | `late OR lost`, `late AND NOT lost`, `+late -lost`, `(a OR b) c` | as in Lucene, with `&&`, `\|\|` and `!` too |
 //! | `"late parcel"`, `"late parcel"~2` | a phrase, or its words moved by at most so many places; needs `search.positions` |
 //! | `par*` | words that start so |
+//! | `pa?cel`, `*time*`, `/(get\|post).*/` | words that fit; see `pattern.rs` |
 //! | `key:k42`, `headers.trace:abc`, `json.user.id:42` | another field; unnamed words are looked for in `value` |
+//! | `_exists_:json.user.id` | the same as `json.user.id:*` |
 //! | `key:(k1 OR k2)`, `json.user.id: IN [7 42]` | several values of one field |
 //! | `json.user.id:*` | messages in which the field has a word, number or truth value |
 //! | `json.ok:true`, `json.t:-5` | truth values and numbers of JSON, however they are written; text that says the same, too |
@@ -15,30 +17,36 @@
 //! | `value:[a TO c}`, `json.level:["1" TO "5"]` | ranges of words: where a bound is no number, or quoted, or the field is not JSON |
 //! | `timestamp:[2015-05-17 TO 2015-05-18}`, `timestamp:>=now-15m` | ranges of time; see `time.rs` |
 //! | `offset:[100 TO 200]` | ranges of offsets |
-//! | `topic:orders`, `topic:ord*`, `NOT topic:orders` | topics, by their exact name or its beginning |
+//! | `topic:orders`, `topic:ord*`, `NOT topic:orders` | topics, by their exact name, its beginning or a pattern |
+//! | `partition:0`, `_id:"orders/0/42"` | a partition; one message |
 //! | `late^3` | its score times three |
 //!
 //! Words are what the analyser makes of the text: `foo-bar` is two words in a row, hence a phrase. A part without any
 //! word (`---`) is left out, as Lucene does; a query of such parts only finds nothing. A query that only excludes
-//! starts from every message. What the language does not offer (regular expressions, wildcards inside a word,
-//! fuzziness) is refused with a message, never guessed at. A backslash takes the next character as it is.
+//! starts from every message. What the language does not offer (fuzziness) is refused with a message, never guessed at.
+//! A backslash takes the next character as it is.
 //!
 //! AND binds tighter than OR. Between clauses without either, both are required; a clause beside an OR is optional.
 //!
 //! The parser goes down one level for each parenthesis and NOT, and its input comes from the network, hence the limits
-//! on length and nesting.
+//! on length and nesting; every clause costs in every split, hence the one on clauses.
 
 mod clauses;
+mod word;
 
 use std::ops::Bound;
 
 use thermocline_ingest::model::Timestamp;
 
 use super::ast::{FieldName, Literal, LiteralValue, Operator, Place, QueryError, QueryNode, SearchQuery, Text};
+use super::pattern::{Case, Part, Pattern};
 use clauses::{Clause, Link, Occur, boolean, combine, not};
+use word::Word;
 
 /// Longest query, in bytes.
-pub const QUERY_LEN_MAX: usize = 8 << 10;
+pub const QUERY_LEN_MAX: usize = 64 << 10;
+/// Most clauses and values in one query.
+pub const QUERY_CLAUSES_MAX: usize = 4096;
 /// Most parentheses and NOTs inside each other.
 pub const QUERY_NESTING_MAX: usize = 64;
 /// Largest `^boost`.
@@ -46,8 +54,6 @@ pub const BOOST_MAX: f32 = 1e6;
 /// Largest `~slop` of a phrase.
 pub const SLOP_MAX: u32 = 255;
 
-/// Characters that end a word, unless a backslash stands before them.
-const ENDS_OF_WORD: [char; 11] = ['^', '`', ':', '{', '}', '"', '[', ']', '(', ')', '\\'];
 /// Characters that end a bound of a range.
 const ENDS_OF_BOUND: [char; 7] = ['{', '}', '"', '[', ']', '(', ')'];
 /// Characters that a field name has only behind a backslash.
@@ -66,7 +72,8 @@ impl SearchQuery {
             let message = format!("a query of {} bytes exceeds the limit of {QUERY_LEN_MAX}", text.len());
             return Err(QueryError::new(message, None));
         }
-        let mut parser = Parser { chars: text.chars().collect(), at: 0, depth: 0, default };
+        let mut parser =
+            Parser { chars: text.chars().collect(), at: 0, depth: 0, clauses_left: QUERY_CLAUSES_MAX, default };
         parser.skip_space();
         if parser.peek().is_none() {
             return Ok(Self { root: QueryNode::All, now });
@@ -84,15 +91,8 @@ struct Parser {
     chars: Vec<char>,
     at: usize,
     depth: usize,
+    clauses_left: usize,
     default: Operator,
-}
-
-/// A bare word as it was written.
-struct Word {
-    text: String,
-    column: usize,
-    /// Places of stars that are no text, in characters of `text`.
-    stars: Vec<usize>,
 }
 
 impl Parser {
@@ -140,6 +140,14 @@ impl Parser {
         let result = inner(self);
         self.depth -= 1;
         result
+    }
+
+    fn count_clause(&mut self) -> Parsed<()> {
+        match self.clauses_left.checked_sub(1) {
+            Some(left) => self.clauses_left = left,
+            None => return Err(self.error(format!("a query has at most {QUERY_CLAUSES_MAX} clauses and values"))),
+        }
+        Ok(())
     }
 
     /// Up to the end or a closing parenthesis. `field` is the one that a parenthesis was opened for.
@@ -279,6 +287,10 @@ impl Parser {
 
     /// What stands behind a field, or alone.
     fn value(&mut self, field: Option<&FieldName>) -> Parsed<QueryNode> {
+        self.count_clause()?;
+        if field.is_some_and(|field| field.name == "_exists_") {
+            return self.exists();
+        }
         let place = field.map_or(Ok(Place::Value), FieldName::place)?;
         let column = self.column();
         if let Some(field) = field.filter(|_| self.is_set()) {
@@ -294,17 +306,18 @@ impl Parser {
                 };
                 self.range(field)
             }
-            Some('*') if self.peek_at(1).is_none_or(|c| c.is_whitespace() || ENDS_OF_WORD.contains(&c)) => {
+            Some('*') if self.peek_at(1).is_none_or(|c| c.is_whitespace() || word::ENDS.contains(&c)) => {
                 self.at += 1;
                 Ok(field.cloned().map_or(QueryNode::All, |field| QueryNode::Exists { field }))
             }
             Some('/') if self.is_regex() => {
-                Err(self.error("regular expressions are not supported; put text with slashes in quotes"))
+                let pattern = Pattern::regex(&self.slashed(), case_of(place), Some(column))?;
+                Ok(QueryNode::Pattern { field: field_or_value(field), pattern })
             }
             Some('"' | '\'') => {
                 let text = self.quoted()?;
-                let field = field.cloned().unwrap_or_else(|| FieldName::from("value"));
-                if has_no_words(place) {
+                let field = field_or_value(field);
+                if place.is_of_every_message() {
                     return Ok(leaf(field, text));
                 }
                 match self.peek() {
@@ -323,52 +336,29 @@ impl Parser {
                         format!("{0} is a word of the query language; write \"{0}\" to look for it", word.text);
                     return Err(error_at(message, column));
                 }
-                word.into_node(field.cloned().unwrap_or_else(|| FieldName::from("value")), place)
+                word.into_node(field_or_value(field), place)
             }
         }
     }
 
-    /// A word up to a space or a special character; behind a field a colon is a part of it.
-    fn word(&mut self, is_behind_field: bool) -> Parsed<Word> {
-        let (start, column) = (self.at, self.column());
-        let mut word = Word { text: String::new(), column, stars: Vec::new() };
-        let mut len = 0;
-        while let Some(c) = self.peek() {
-            if c == '\\' {
-                let Some(next) = self.peek_at(1) else {
-                    return Err(self.error("a backslash stands before another character"));
-                };
-                // Before letters and digits it is text, as in a path.
-                if next.is_alphanumeric() {
-                    word.text.push(c);
-                    len += 1;
+    /// The name of a field, behind `_exists_:`.
+    fn exists(&mut self) -> Parsed<QueryNode> {
+        let (name, column) = match self.peek() {
+            Some('"' | '\'') => {
+                let Text { text, column } = self.quoted()?;
+                (text, column)
+            }
+            _ => {
+                let Word { text, column, parts } = self.word(true)?;
+                if parts.iter().any(Part::is_wildcard) {
+                    return Err(error_at("_exists_ is about one field; name it in full", column));
                 }
-                word.text.push(next);
-                self.at += 2;
-                len += 1;
-                continue;
+                (text, Some(column))
             }
-            let ends = if c == ':' { !is_behind_field } else { ENDS_OF_WORD.contains(&c) };
-            let is_minus = self.at == start && c == '-' && !self.peek_at(1).is_some_and(|c| c.is_ascii_digit());
-            if c.is_whitespace() || ends || is_minus {
-                break;
-            }
-            if c == '*' {
-                word.stars.push(len);
-            }
-            word.text.push(c);
-            self.at += 1;
-            len += 1;
-        }
-        if self.at > start {
-            return Ok(word);
-        }
-        Err(match self.peek() {
-            Some(c) if !c.is_whitespace() && c != ')' => {
-                self.error(format!("unexpected {c:?}; put text with special characters in quotes"))
-            }
-            _ => self.error("expected something to look for"),
-        })
+        };
+        let field = FieldName { name, column };
+        field.place()?;
+        Ok(QueryNode::Exists { field })
     }
 
     /// Between quotes of either kind.
@@ -486,6 +476,7 @@ impl Parser {
         let mut should = Vec::new();
         loop {
             self.skip_space();
+            self.count_clause()?;
             match self.peek() {
                 None => return Err(error_at("this set is not closed with ]", column)),
                 Some(']') => break,
@@ -505,67 +496,30 @@ impl Parser {
         }
         Ok(boolean(Vec::new(), should, Vec::new()))
     }
-
-    /// Whether a pattern between slashes comes next, and not a path.
-    fn is_regex(&self) -> bool {
-        let rest = self.chars.get(self.at + 1..).unwrap_or_default();
-        let mut escaped = false;
-        let end = rest.iter().position(|c| {
-            let ends = *c == '/' && !escaped;
-            escaped = *c == '\\' && !escaped;
-            ends
-        });
-        let Some(end) = end.filter(|end| *end > 0) else { return false };
-        rest.get(end + 1).is_none_or(|c| c.is_whitespace() || *c == ')' || *c == '^')
-    }
-}
-
-impl Word {
-    fn into_node(self, field: FieldName, place: Place<'_>) -> Parsed<QueryNode> {
-        let (column, len) = (self.column, self.text.chars().count());
-        match (place, self.stars.as_slice()) {
-            (Place::Timestamp | Place::Offset, _) | (_, []) => {}
-            (_, [star]) if star + 1 == len => {
-                let text = self.text.chars().take(len - 1).collect();
-                return Ok(QueryNode::Prefix { field, text: Text { text, column: Some(column) } });
-            }
-            _ => {
-                let message = "a wildcard is supported only as the last character of a word";
-                return Err(error_at(message, column));
-            }
-        }
-        if !has_no_words(place) && is_fuzzy(&self.text) {
-            let message = format!("fuzzy search is not supported; write \"{}\" to look for it as text", self.text);
-            return Err(error_at(message, column));
-        }
-        Ok(leaf(field, Text { text: self.text, column: Some(column) }))
-    }
 }
 
 fn error_at(message: impl Into<String>, column: usize) -> QueryError {
     QueryError::new(message, Some(column))
 }
 
-fn has_no_words(place: Place<'_>) -> bool {
-    matches!(place, Place::Timestamp | Place::Offset | Place::Topic)
+fn case_of(place: Place<'_>) -> Case {
+    if place == Place::Topic { Case::Kept } else { Case::Folded }
+}
+
+fn field_or_value(field: Option<&FieldName>) -> FieldName {
+    field.cloned().unwrap_or_else(|| FieldName::from("value"))
 }
 
 /// One value of a field, without wildcards.
 fn leaf(field: FieldName, text: Text) -> QueryNode {
     let Text { text, column } = text;
     match field.place() {
-        Ok(place) if has_no_words(place) => {
+        Ok(Place::Id) => QueryNode::with_id(&text),
+        Ok(place) if place.is_of_every_message() => {
             QueryNode::Exact { field, value: Literal { value: LiteralValue::Text(text), column } }
         }
         _ => QueryNode::Phrase { field, text: Text { text, column }, slop: 0 },
     }
-}
-
-/// `word~` or `word~2`, which Lucene reads as a fuzzy term.
-fn is_fuzzy(word: &str) -> bool {
-    word.rsplit_once('~').is_some_and(|(word, distance)| {
-        word.ends_with(char::is_alphanumeric) && distance.len() <= 1 && distance.chars().all(|c| c.is_ascii_digit())
-    })
 }
 
 #[cfg(test)]

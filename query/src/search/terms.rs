@@ -1,13 +1,28 @@
-//! Documents with at least one term of a range: words that start alike, words and numbers between two others.
+//! Documents with at least one term of a range: words that start alike, words and numbers between two others; or with
+//! one that fits a pattern besides.
 //!
 //! Tantivy's own queries for this stop at the first postings that cannot be read. Here all are asked for first, so that
 //! a split that is read in place fetches them together.
 
+use std::io;
 use std::ops::Bound;
 
+use regex::bytes::Regex;
+use tantivy::postings::TermInfo;
 use tantivy::query::{BitSetDocSet, ConstScorer, EmptyScorer, EnableScoring, Explanation, Query, Scorer, Weight};
 use tantivy::schema::{Field, IndexRecordOption};
-use tantivy::{BitSet, DocId, Score, SegmentReader, TantivyError, Term};
+use tantivy::{BitSet, DocId, InvertedIndexReader, Score, SegmentReader, TantivyError, Term};
+
+/// Words of one split that a pattern is compared with: some seconds of a core, at less than half a microsecond each.
+pub(crate) const COMPARED_TERMS_MAX: u64 = 1 << 24;
+
+/// A pattern would be compared with more words of one split than [`COMPARED_TERMS_MAX`]. It comes as the source of an
+/// [`io::Error`], as Tantivy has no error of its own for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pattern is compared with more than {max} words of one split")]
+pub(crate) struct TooManyTerms {
+    pub max: u64,
+}
 
 /// Matches documents by terms of one field between two bounds, with a score of 1.
 #[derive(Clone, Debug)]
@@ -16,6 +31,23 @@ pub(crate) struct TermsBetween {
     field: Option<Field>,
     lower: Bound<Vec<u8>>,
     upper: Bound<Vec<u8>>,
+    pattern: Option<Fitting>,
+}
+
+/// What terms have to fit, behind so many bytes.
+#[derive(Clone, Debug)]
+struct Fitting {
+    before: usize,
+    regex: Regex,
+    /// [`COMPARED_TERMS_MAX`].
+    terms_max: u64,
+}
+
+/// The documents of the terms so far.
+struct Found {
+    docs: BitSet,
+    /// Why postings could not be read. Terms are looked at nevertheless, to know all that are needed.
+    lacked: Option<io::Error>,
 }
 
 impl TermsBetween {
@@ -26,7 +58,7 @@ impl TermsBetween {
             Bound::Unbounded => None,
         };
         let bytes = |term: Term| term.serialized_value_bytes().to_vec();
-        Self { field: field(&lower).or(field(&upper)), lower: lower.map(bytes), upper: upper.map(bytes) }
+        Self { field: field(&lower).or(field(&upper)), lower: lower.map(bytes), upper: upper.map(bytes), pattern: None }
     }
 
     /// Terms that start like `term`.
@@ -44,13 +76,19 @@ impl TermsBetween {
             }
             None => Bound::Unbounded,
         };
-        Self { field: Some(term.field()), lower: Bound::Included(lower), upper }
+        Self { field: Some(term.field()), lower: Bound::Included(lower), upper, pattern: None }
+    }
+
+    /// Terms that start like `term` and of which what lies behind the first `before` bytes fits `regex`.
+    pub fn fitting(term: &Term, before: usize, regex: Regex) -> Self {
+        Self { pattern: Some(Fitting { before, regex, terms_max: COMPARED_TERMS_MAX }), ..Self::starting_with(term) }
     }
 
     fn docs(&self, segment: &SegmentReader) -> tantivy::Result<BitSet> {
-        let Some(field) = self.field else { return Ok(BitSet::with_max_value(segment.max_doc())) };
+        let mut found = Found { docs: BitSet::with_max_value(segment.max_doc()), lacked: None };
+        let Some(field) = self.field else { return Ok(found.docs) };
         let index = segment.inverted_index(field)?;
-        let mut terms = index.terms().range().without_keys();
+        let mut terms = index.terms().range();
         terms = match &self.lower {
             Bound::Included(term) => terms.ge(term),
             Bound::Excluded(term) => terms.gt(term),
@@ -61,23 +99,43 @@ impl TermsBetween {
             Bound::Excluded(term) => terms.lt(term),
             Bound::Unbounded => terms,
         };
-        let (mut terms, mut docs, mut lacked) = (terms.into_stream()?, BitSet::with_max_value(segment.max_doc()), None);
-        while terms.advance() {
-            let mut postings = match index.read_block_postings_from_terminfo(terms.value(), IndexRecordOption::Basic) {
-                Ok(postings) => postings,
-                Err(error) => {
-                    lacked = Some(error);
-                    continue;
+        match &self.pattern {
+            None => {
+                let mut terms = terms.without_keys().into_stream()?;
+                while terms.advance() {
+                    found.add(&index, terms.value());
                 }
-            };
-            while lacked.is_none() && !postings.docs().is_empty() {
-                for doc in postings.docs() {
-                    docs.insert(*doc);
+            }
+            Some(Fitting { before, regex, terms_max }) => {
+                let mut terms = terms.into_stream()?;
+                let mut left = *terms_max;
+                while terms.advance() {
+                    left = left.checked_sub(1).ok_or_else(|| io::Error::other(TooManyTerms { max: *terms_max }))?;
+                    if terms.key().get(*before..).is_some_and(|word| regex.is_match(word)) {
+                        found.add(&index, terms.value());
+                    }
                 }
-                postings.advance();
             }
         }
-        lacked.map_or(Ok(docs), |error| Err(error.into()))
+        found.lacked.map_or(Ok(found.docs), |error| Err(error.into()))
+    }
+}
+
+impl Found {
+    fn add(&mut self, index: &InvertedIndexReader, term: &TermInfo) {
+        let mut postings = match index.read_block_postings_from_terminfo(term, IndexRecordOption::Basic) {
+            Ok(postings) => postings,
+            Err(error) => {
+                self.lacked = Some(error);
+                return;
+            }
+        };
+        while self.lacked.is_none() && !postings.docs().is_empty() {
+            for doc in postings.docs() {
+                self.docs.insert(*doc);
+            }
+            postings.advance();
+        }
     }
 }
 
@@ -114,6 +172,26 @@ mod tests {
     use crate::search::testing::{Doc, split};
 
     const WORDS: [&str; 8] = ["pa", "paid", "parcel", "parcels", "parc", "q", "pb", "zürich"];
+
+    #[test]
+    fn patterns_are_compared_with_so_many_terms() {
+        let docs = [Doc { value: WORDS.join(" "), ..Doc::default() }];
+        let split = split(false, &docs).unwrap();
+        let count = |start: &str, terms_max| {
+            let mut terms = TermsBetween::fitting(
+                &Term::from_field_text(split.fields.value, start),
+                0,
+                Regex::new("^.*$").unwrap(),
+            );
+            terms.pattern.as_mut().unwrap().terms_max = terms_max;
+            split.searcher.search(&terms, &Count)
+        };
+        assert_eq!(count("", 8).unwrap(), 1);
+        assert_eq!(count("pa", 5).unwrap(), 1);
+        let TantivyError::IoError(error) = count("", 7).unwrap_err() else { panic!("another error") };
+        let inner = error.get_ref().unwrap().downcast_ref();
+        assert_eq!(inner, Some(&TooManyTerms { max: 7 }));
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]

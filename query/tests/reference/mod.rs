@@ -51,6 +51,22 @@ const NUMBERS: [&str; 18] = [
     "1e300",
 ];
 
+/// Whether a word is one that is looked for.
+type IsWanted = fn(&str) -> bool;
+
+/// Regular expressions, and what they say of a word.
+pub const REGEXES: [(&str, IsWanted); 9] = [
+    ("l(ost|ate)", |word| word == "lost" || word == "late"),
+    ("\\d+", |word| !word.is_empty() && word.chars().all(|c| c.is_ascii_digit())),
+    ("[^0-9]{4}", |word| word.chars().count() == 4 && !word.contains(|c: char| c.is_ascii_digit())),
+    (".*e.*", |word| word.contains('e')),
+    ("PAR.+", |word| word.starts_with("par") && word.len() > 3),
+    ("z.rich|get", |word| word == "zürich" || word == "get"),
+    ("東.?", |word| word.starts_with('東') && word.chars().count() <= 2),
+    ("[a-k]+[0-9]", |word| ["k1", "k2"].contains(&word)),
+    ("nowhere", |word| word == "nowhere"),
+];
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub topic: String,
@@ -84,6 +100,16 @@ pub enum Query {
     Prefix {
         field: String,
         text: String,
+    },
+    /// With `*` and `?`.
+    Wildcard {
+        field: String,
+        pattern: String,
+    },
+    /// One of [`REGEXES`].
+    Regex {
+        field: String,
+        number: usize,
     },
     Range {
         field: String,
@@ -263,6 +289,15 @@ impl Query {
             Self::All => Some(true),
             Self::Text { field, text, .. } if field == "topic" => Some(message.topic == *text),
             Self::Prefix { field, text } if field == "topic" => Some(message.topic.starts_with(text)),
+            Self::Text { field, text, .. } if field == "partition" => Some(message.partition.to_string() == *text),
+            Self::Text { field, text, .. } if field == "_id" => {
+                Some(format!("{}/{}/{}", message.topic, message.partition, message.offset) == *text)
+            }
+            Self::Wildcard { field, pattern } if field == "topic" => Some(fits(pattern, &message.topic)),
+            Self::Wildcard { field, pattern } => {
+                Some(has_word(message, field, &|word| fits(&pattern.to_lowercase(), word)))
+            }
+            Self::Regex { field, number } => Some(has_word(message, field, &REGEXES[*number].1)),
             Self::Text { field, text, slop } => has_text(message, field, text, *slop),
             Self::Prefix { field, text } => {
                 let start = wanted(text).pop()?.1;
@@ -298,6 +333,10 @@ impl Query {
             Self::Text { field, text, slop } => format!("{}{}~{slop}", prefixed(field), quoted(text)),
             Self::Prefix { field, text } => format!("{}{text}*", prefixed(field)),
             Self::Range { field, lower, upper } => range_text(field, lower, upper),
+            Self::Wildcard { field, pattern } => format!("{}{pattern}", prefixed(field)),
+            Self::Regex { field, number } => format!("{}/{}/", prefixed(field), REGEXES[*number].0),
+            // Both ways of asking for it.
+            Self::Exists { field } if field.len() % 2 == 0 => format!("_exists_:{field}"),
             Self::Exists { field } => format!("{field}:*"),
             Self::Set { field, values } => {
                 format!("{field}: IN [{}]", values.iter().map(|text| typed(text)).collect::<Vec<_>>().join(" "))
@@ -309,6 +348,23 @@ impl Query {
             Self::Not(part) => format!("NOT {}", part.text()),
         }
     }
+}
+
+/// Whether a text fits a pattern with `*` and `?`.
+fn fits(pattern: &str, text: &str) -> bool {
+    let mut chars = pattern.chars();
+    match chars.next() {
+        None => text.is_empty(),
+        Some('*') => text.char_indices().any(|(at, _)| fits(chars.as_str(), &text[at..])) || fits(chars.as_str(), ""),
+        Some(c) => {
+            let mut rest = text.chars();
+            rest.next().is_some_and(|found| (c == '?' || c == found) && fits(chars.as_str(), rest.as_str()))
+        }
+    }
+}
+
+fn has_word(message: &Message, field: &str, is_wanted: &dyn Fn(&str) -> bool) -> bool {
+    message.field_words(field, false).iter().any(|(_, word)| is_wanted(word))
 }
 
 fn has_text(message: &Message, field: &str, text: &str, slop: u32) -> Option<bool> {
@@ -500,6 +556,14 @@ fn prefix() -> impl Strategy<Value = String> {
     select(vec!["p", "lo", "L", "zü", "Z", "5", "10", "k", "e", "東", "parcel", "x"]).prop_map(str::to_owned)
 }
 
+fn wildcard() -> impl Strategy<Value = String> {
+    let patterns = vec![
+        "*t", "l?st", "*E*", "p*l", "Z*ch", "?0*", "50?", "*東*", "東?", "tr?e", "k?", "*b", "L*t", "??", "??*", "*ü*",
+        "p**", "x*y", "*r*r*",
+    ];
+    select(patterns).prop_map(str::to_owned)
+}
+
 fn bounds(literal: impl Strategy<Value = Literal> + Clone) -> impl Strategy<Value = (Bound<Literal>, Bound<Literal>)> {
     let bound = |literal| {
         (literal, 0..5_u8).prop_map(|(literal, kind)| match kind {
@@ -546,6 +610,8 @@ fn range() -> impl Strategy<Value = Query> {
 
 fn leaf() -> impl Strategy<Value = Query> {
     let topic = select(vec!["orders", "orders-archive", "payments", "nowhere"]).prop_map(str::to_owned);
+    let place = (select(vec!["orders", "payments"]), 0..3_i32, 0..40_i64);
+    let topic_pattern = select(vec!["*der*", "o?ders", "*-archive", "P*s", "x*y"]).prop_map(str::to_owned);
     let topic_start = select(vec!["ord", "orders", "p", "x"]).prop_map(str::to_owned);
     prop_oneof![
         1 => Just(Query::All),
@@ -553,11 +619,20 @@ fn leaf() -> impl Strategy<Value = Query> {
         2 => (text_field(), word(), word(), 1..4_u32)
             .prop_map(|(field, a, b, slop)| Query::Text { field, text: format!("{a} {b}"), slop }),
         3 => (text_field(), prefix()).prop_map(|(field, text)| Query::Prefix { field, text }),
+        3 => (text_field(), wildcard()).prop_map(|(field, pattern)| Query::Wildcard { field, pattern }),
+        3 => (text_field(), 0..REGEXES.len()).prop_map(|(field, number)| Query::Regex { field, number }),
         6 => range(),
         2 => text_field().prop_map(|field| Query::Exists { field }),
         2 => (text_field(), prop::collection::vec(wanted_text(), 0..4))
             .prop_map(|(field, values)| Query::Set { field, values }),
         1 => topic.prop_map(|text| Query::Text { field: "topic".to_owned(), text, slop: 0 }),
+        1 => topic_pattern.prop_map(|pattern| Query::Wildcard { field: "topic".to_owned(), pattern }),
+        1 => (0..3_i32).prop_map(|partition| Query::Text { field: "partition".to_owned(), text: partition.to_string(), slop: 0 }),
+        1 => place.prop_map(|(topic, partition, offset)| Query::Text {
+            field: "_id".to_owned(),
+            text: format!("{topic}/{partition}/{offset}"),
+            slop: 0,
+        }),
         1 => topic_start.prop_map(|text| Query::Prefix { field: "topic".to_owned(), text }),
     ]
 }

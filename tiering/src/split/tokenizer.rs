@@ -82,6 +82,15 @@ impl Analyser {
             Self::Log => log::query_words(text, is_prefix),
         }
     }
+
+    /// Whether a word can have `part` in it. Of scripts that are cut by character, words are pairs.
+    pub fn may_stand_in_word(self, part: &str) -> bool {
+        let is_cut = self != Self::WordsV1 && part.contains(cjk::is_cjk);
+        if is_cut {
+            return part.chars().all(|c| cjk::is_cjk(c) && is_alphanumeric(c)) && part.chars().count() <= 2;
+        }
+        part.chars().all(|c| is_alphanumeric(c) || (self == Self::Log && log::joins(c)))
+    }
 }
 
 /// A manager that knows the analyser of every text field, how texts are kept in columns, and Tantivy's own, which it

@@ -1,11 +1,13 @@
 //! Columns that no split keeps and that are computed while documents are aggregated.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, FixedOffset, NaiveDate, NaiveTime, Utc};
+use serde_json::{Map, Value};
 use tantivy::SegmentReader;
-use tantivy::aggregation::{ValueSource, ValueSourceProvider};
+use tantivy::aggregation::{ValueSource, ValueSourceDictionary, ValueSourceProvider};
 use tantivy::columnar::{Cardinality, Column, ColumnType, ColumnValues, MonotonicallyMappableToU64};
 use tantivy::query::{EnableScoring, Query};
 use tantivy::{DocId, TantivyError};
@@ -117,6 +119,116 @@ impl ValueSourceProvider for EmptyColumn {
     ) -> tantivy::Result<Option<Box<dyn ValueSource>>> {
         let column: Column<u64> = Column::build_empty_column(segment.max_doc());
         Ok(Some(Box::new((column, ColumnType::U64))))
+    }
+}
+
+/// What all documents of a split have in common: their topic or their partition.
+#[derive(Clone, Debug)]
+pub(super) enum ConstantColumn {
+    Text(Arc<str>),
+    Number(i64),
+}
+
+impl ConstantColumn {
+    /// Whether it is one of the terms that an aggregation wants, by its `include` and `exclude`.
+    pub fn is_listed(&self, settings: &Map<String, Value>) -> bool {
+        let term = match self {
+            Self::Text(text) => text.to_string(),
+            Self::Number(number) => number.to_string(),
+        };
+        let names = |list: &str| Some(settings.get(list)?.as_array()?.iter().any(|name| *name == term));
+        names("include") != Some(false) && names("exclude") != Some(true)
+    }
+}
+
+impl ValueSourceProvider for ConstantColumn {
+    fn for_segment(
+        &self,
+        _segment: &SegmentReader,
+        _allowed: Option<&[ColumnType]>,
+    ) -> tantivy::Result<Option<Box<dyn ValueSource>>> {
+        Ok(Some(match self {
+            Self::Text(text) => Box::new(ConstantText { text: text.clone() }),
+            Self::Number(number) => Box::new(ConstantNumber { value: number.to_u64(), kind: ColumnType::I64 }),
+        }))
+    }
+}
+
+/// One word, which is the first of its dictionary.
+#[derive(Debug)]
+struct ConstantText {
+    text: Arc<str>,
+}
+
+impl ValueSource for ConstantText {
+    fn column_type(&self) -> ColumnType {
+        ColumnType::Str
+    }
+
+    fn load_block(
+        &mut self,
+        docs: &[DocId],
+        values: &mut Vec<u64>,
+        _: &mut Vec<DocId>,
+        _: &mut Vec<u32>,
+    ) -> Cardinality {
+        values.clear();
+        values.resize(docs.len(), 0);
+        Cardinality::Full
+    }
+
+    fn to_f64(self: Box<Self>) -> Box<dyn ValueSource> {
+        self
+    }
+
+    fn term_dictionary(&self) -> Option<&dyn ValueSourceDictionary> {
+        Some(self)
+    }
+}
+
+impl ValueSourceDictionary for ConstantText {
+    fn num_terms(&self) -> u64 {
+        1
+    }
+
+    fn sorted_ords_to_term_cb(&self, ords: &[u64], callback: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+        ords.iter().filter(|ord| **ord == 0).for_each(|_| callback(self.text.as_bytes()));
+        Ok(ords.iter().all(|ord| *ord == 0))
+    }
+}
+
+#[derive(Debug)]
+struct ConstantNumber {
+    /// As Tantivy keeps values of this kind.
+    value: u64,
+    kind: ColumnType,
+}
+
+impl ValueSource for ConstantNumber {
+    fn column_type(&self) -> ColumnType {
+        self.kind
+    }
+
+    fn load_block(
+        &mut self,
+        docs: &[DocId],
+        values: &mut Vec<u64>,
+        _: &mut Vec<DocId>,
+        _: &mut Vec<u32>,
+    ) -> Cardinality {
+        values.clear();
+        values.resize(docs.len(), self.value);
+        Cardinality::Full
+    }
+
+    fn to_f64(self: Box<Self>) -> Box<dyn ValueSource> {
+        match self.kind {
+            ColumnType::I64 => {
+                let number = i64::from_u64(self.value) as f64;
+                Box::new(Self { value: number.to_u64(), kind: ColumnType::F64 })
+            }
+            _ => self,
+        }
     }
 }
 

@@ -7,6 +7,9 @@
 //! - **Columns.** What is aggregated is a column of a split: `timestamp`, `offset`, and, where the topic keeps them
 //!   (`search.fast`), `key`, headers and the leaves of JSON values. A split that keeps no such column cannot take part; it is
 //!   counted ([`Merged::lacking`]) and the answer says so. If no split has it, the request is refused.
+//! - **Places.** `topic` and `partition` are the same for all messages of a split. Their columns are made up, and what
+//!   Tantivy cannot do with such columns (an order by key, a least count) is asked of it only where splits are merged. A
+//!   topic or partition in which nothing matches has no bucket, whatever `min_doc_count` says.
 //! - **Time.** `timestamp` is a plain number of milliseconds. Intervals of a fixed length are a histogram over it;
 //!   months, quarters and years one over a column that is computed (`columns.rs`).
 //! - **Filters.** `filter`, `filters`, `missing`, `range` and `date_range` are one thing: a computed column that says
@@ -18,6 +21,7 @@
 
 mod answer;
 mod columns;
+pub(crate) mod pipeline;
 #[cfg(test)]
 mod tests;
 
@@ -47,12 +51,13 @@ use super::ast::{QueryNode, SearchQuery};
 use super::collect::{Beside, BesideSplit};
 use crate::prune::Extent;
 pub(crate) use columns::Calendar;
+use pipeline::{MetricPath, Pipeline};
 
 /// What one held bucket is counted as, in bytes, beside what Tantivy itself counts.
 const BUCKET_BYTES: u64 = 512;
 
-/// A column that is aggregated, by the name that Tantivy knows: `timestamp`, `offset`, `key`, `headers.<name>` or
-/// `json.<path>`.
+/// A column that is aggregated, by the name that Tantivy knows: `timestamp`, `offset`, `topic`, `partition`, `key`,
+/// `headers.<name>` or `json.<path>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Column(pub String);
 
@@ -78,6 +83,8 @@ pub(crate) enum AggregationKind {
         column: Column,
         /// `size`, `order`, `min_doc_count`, ...: checked, in Tantivy's form.
         settings: Map<String, Value>,
+        /// Where Tantivy cannot order them so.
+        by: Option<TermsBy>,
     },
     Histogram {
         column: Column,
@@ -96,6 +103,30 @@ pub(crate) enum AggregationKind {
         filters: Vec<Filter>,
         shape: Shape,
     },
+    /// In each bucket of a date histogram, for each unit of the bucket's length.
+    Rate {
+        of: RateOf,
+        /// None takes the length itself.
+        unit_ms: Option<i64>,
+    },
+    /// Computed from the finished answer; Tantivy knows nothing of it.
+    Pipeline(Pipeline),
+}
+
+/// What a rate counts.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum RateOf {
+    Messages,
+    Sum(Column),
+    Count(Column),
+}
+
+/// An order of terms by a number in their finished buckets, and how many of them are shown.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TermsBy {
+    pub path: MetricPath,
+    pub is_descending: bool,
+    pub size: usize,
 }
 
 /// A metric of the values in a bucket.
@@ -157,6 +188,9 @@ pub(crate) struct AggregationPlan {
     tree: Arc<[Aggregation]>,
     /// What `now` means in the queries of filters.
     now: Timestamp,
+    /// Asked of each split.
+    split_request: Aggregations,
+    /// What splits answered is merged and cut by this.
     request: Aggregations,
     limits: AggregationLimitsGuard,
     memory_max: u64,
@@ -201,14 +235,23 @@ pub struct AggregationsAnswer {
 impl AggregationPlan {
     /// Compiles a tree that `elastic/aggs.rs` has checked.
     pub fn new(tree: Vec<Aggregation>, now: Timestamp, config: &SearchConfig) -> Result<Self, SearchError> {
-        let mut number = 0;
-        let request = compiled(&tree, &mut number);
-        let request =
-            serde_json::from_value(request).map_err(|error| SearchError::Aggregation { message: error.to_string() })?;
+        let request = |of: Of| {
+            let request = serde_json::from_value(compiled(&tree, of, &mut 0));
+            request.map_err(|error| SearchError::Aggregation { message: error.to_string() })
+        };
+        let (split_request, request) = (request(Of::Split)?, request(Of::All)?);
         let memory_max = config.aggregation_memory_max.as_u64();
         let buckets_max = config.aggregation_buckets_max;
         let limits = AggregationLimitsGuard::new(Some(memory_max), Some(buckets_max));
-        Ok(Self { tree: tree.into(), now, request, limits, memory_max, buckets_max: u64::from(buckets_max) })
+        Ok(Self {
+            tree: tree.into(),
+            now,
+            split_request,
+            request,
+            limits,
+            memory_max,
+            buckets_max: u64::from(buckets_max),
+        })
     }
 
     /// Every column that is read.
@@ -237,6 +280,11 @@ impl AggregationPlan {
                 AggregationKind::DateHistogram { interval: Interval::Calendar(calendar), zone, .. } => {
                     sources.register(&name, Arc::new(columns::CalendarColumn::new(*calendar, *zone)));
                 }
+                AggregationKind::Terms { column, settings, .. } => match column.constant(extent) {
+                    Some(constant) if constant.is_listed(settings) => sources.register(&name, Arc::new(constant)),
+                    Some(_) => sources.register(&name, Arc::new(columns::EmptyColumn)),
+                    None => {}
+                },
                 AggregationKind::Filters { filters, .. } if outcome.is_ok() => {
                     let queries = filters.iter().map(|filter| self.built(filter, split, extent));
                     let column = queries.collect::<tantivy::Result<Vec<_>>>().and_then(|queries| {
@@ -249,16 +297,19 @@ impl AggregationPlan {
         });
         outcome?;
         let schema = &split.fields.schema;
-        let is_kept = |column: &Column| {
-            schema.find_field(&column.0).is_some_and(|(field, _)| schema.get_field_entry(field).is_fast())
-        };
-        let lacking: Vec<Column> = self.columns().into_iter().filter(|column| !is_kept(column)).collect();
-        for column in &lacking {
-            sources.register(&column.0, Arc::new(columns::EmptyColumn));
+        let mut lacking = Vec::new();
+        for column in self.columns() {
+            let field = schema.find_field(&column.0);
+            if let Some(constant) = column.constant(extent) {
+                sources.register(&column.0, Arc::new(constant));
+            } else if !field.is_some_and(|(field, _)| schema.get_field_entry(field).is_fast()) {
+                sources.register(&column.0, Arc::new(columns::EmptyColumn));
+                lacking.push(column);
+            }
         }
         let context = AggContextParams::new(self.limits.clone(), split.index.tokenizers().clone());
         let context = context.with_value_sources(Arc::new(sources));
-        let collector = DistributedAggregationCollector::from_aggs(self.request.clone(), context);
+        let collector = DistributedAggregationCollector::from_aggs(self.split_request.clone(), context);
         Ok((collector.for_segment(0, segment)?, lacking))
     }
 
@@ -402,8 +453,12 @@ impl Aggregation {
         match &self.kind {
             AggregationKind::Metric { column, .. }
             | AggregationKind::Terms { column, .. }
-            | AggregationKind::Histogram { column, .. } => Some(column),
-            AggregationKind::DateHistogram { .. } | AggregationKind::Filters { .. } => None,
+            | AggregationKind::Histogram { column, .. }
+            | AggregationKind::Rate { of: RateOf::Sum(column) | RateOf::Count(column), .. } => Some(column),
+            AggregationKind::DateHistogram { .. }
+            | AggregationKind::Filters { .. }
+            | AggregationKind::Rate { .. }
+            | AggregationKind::Pipeline(_) => None,
         }
     }
 
@@ -439,6 +494,19 @@ impl Column {
     pub fn is_time(&self) -> bool {
         self.0 == "timestamp"
     }
+
+    /// Whether it is the same for all messages of a split.
+    pub fn is_constant(&self) -> bool {
+        matches!(self.0.as_str(), "topic" | "partition")
+    }
+
+    fn constant(&self, extent: &Extent) -> Option<columns::ConstantColumn> {
+        match self.0.as_str() {
+            "topic" => Some(columns::ConstantColumn::Text(extent.topic.as_str().into())),
+            "partition" => Some(columns::ConstantColumn::Number(i64::from(extent.partition.0))),
+            _ => None,
+        }
+    }
 }
 
 /// The name under which the computed column of the n-th aggregation, counted as [`AggregationPlan::walk`] goes, is
@@ -447,8 +515,15 @@ fn computed_name(number: usize) -> String {
     format!("\u{0}{number}")
 }
 
+/// Whom a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Split,
+    All,
+}
+
 /// The tree as Tantivy reads it.
-fn compiled(tree: &[Aggregation], number: &mut usize) -> Value {
+fn compiled(tree: &[Aggregation], of: Of, number: &mut usize) -> Value {
     let mut all = Map::new();
     for aggregation in tree {
         let computed = computed_name(*number);
@@ -460,7 +535,15 @@ fn compiled(tree: &[Aggregation], number: &mut usize) -> Value {
         };
         let (kind, settings) = match &aggregation.kind {
             AggregationKind::Metric { metric, column, settings } => (metric.name(), with_field(settings, &column.0)),
-            AggregationKind::Terms { column, settings } => ("terms", with_field(settings, &column.0)),
+            AggregationKind::Terms { column, .. } if column.is_constant() && of == Of::Split => {
+                ("terms", with_field(&Map::new(), &computed))
+            }
+            AggregationKind::Terms { column, settings, .. } => ("terms", with_field(settings, &column.0)),
+            AggregationKind::Rate { of: RateOf::Sum(column), .. } => ("sum", with_field(&Map::new(), &column.0)),
+            AggregationKind::Rate { of: RateOf::Count(column), .. } => {
+                ("value_count", with_field(&Map::new(), &column.0))
+            }
+            AggregationKind::Rate { of: RateOf::Messages, .. } | AggregationKind::Pipeline(_) => continue,
             AggregationKind::Histogram { column, grid, .. } => ("histogram", with_field(&grid.settings(), &column.0)),
             AggregationKind::DateHistogram { interval: Interval::Fixed, grid, .. } => {
                 ("histogram", with_field(&grid.settings(), "timestamp"))
@@ -479,7 +562,7 @@ fn compiled(tree: &[Aggregation], number: &mut usize) -> Value {
                 ("histogram", with_field(&grid.settings(), &computed))
             }
         };
-        let inner = compiled(&aggregation.inner, number);
+        let inner = compiled(&aggregation.inner, of, number);
         all.insert(aggregation.name.clone(), json!({kind: settings, "aggs": inner}));
     }
     Value::Object(all)

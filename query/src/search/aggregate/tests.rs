@@ -39,21 +39,35 @@ fn run_with(
     config: &SearchConfig,
     splits: &[(SplitOptions, Vec<Doc>)],
 ) -> Result<AggregationsAnswer, String> {
+    let splits = splits
+        .iter()
+        .map(|(options, docs)| (extent(TopicName::new("orders").unwrap(), PartitionId(0)), *options, docs.clone()));
+    run_extents(aggs, config, &splits.collect::<Vec<_>>())
+}
+
+fn extent(topic: TopicName, partition: PartitionId) -> Extent {
+    Extent {
+        topic,
+        partition,
+        visible: Offset(0)..Offset(i64::MAX),
+        stored: Offset(0)..Offset(i64::MAX),
+        min_timestamp: Timestamp(i64::MIN),
+        max_timestamp: Timestamp(i64::MAX),
+    }
+}
+
+fn run_extents(
+    aggs: Value,
+    config: &SearchConfig,
+    splits: &[(Extent, SplitOptions, Vec<Doc>)],
+) -> Result<AggregationsAnswer, String> {
     let now = Timestamp(START);
     let tree = parse_aggregations(aggs, now, config.aggregation_buckets_max).map_err(|error| error.reason)?;
     let plan = AggregationPlan::new(tree, now, config).map_err(|error| error.to_string())?;
     let run = AggregationRun::new(plan);
-    for (options, docs) in splits {
+    for (extent, options, docs) in splits {
         let split = split_of(*options, docs).unwrap();
-        let extent = Extent {
-            topic: TopicName::new("orders").unwrap(),
-            partition: PartitionId(0),
-            visible: Offset(0)..Offset(i64::MAX),
-            stored: Offset(0)..Offset(i64::MAX),
-            min_timestamp: Timestamp(i64::MIN),
-            max_timestamp: Timestamp(i64::MAX),
-        };
-        let mut one = run.start(&split, &extent).map_err(|error| error.to_string())?;
+        let mut one = run.start(&split, extent).map_err(|error| error.to_string())?;
         let ids: Vec<DocId> = (0..u32::try_from(docs.len()).unwrap()).collect();
         ids.chunks(super::super::collect::BESIDE_DOCS_MAX).for_each(|ids| one.collect(ids));
         one.finish().map_err(|error| error.to_string())?;
@@ -116,6 +130,141 @@ fn terms_and_metrics_equal_a_count_by_hand() {
         let half = found["half"]["values"]["50.0"].as_f64().unwrap();
         assert!((45.0..=55.0).contains(&half), "{half}");
     }
+}
+
+/// Over the messages in splits of `size`, which lie in topics and partitions in turn.
+fn run_in_places(aggs: &Value, messages: &[Message], size: usize) -> Result<Value, String> {
+    let docs = docs(messages);
+    let splits = (0..).zip(docs.chunks(size)).map(|(number, docs)| {
+        let topic = TopicName::new(["orders", "clicks"][number % 2]).unwrap();
+        let partition = PartitionId(i32::try_from(number % 3).unwrap() * 5);
+        (extent(topic, partition), SplitOptions::default(), docs.to_vec())
+    });
+    run_extents(aggs.clone(), &config(), &splits.collect::<Vec<_>>()).map(|answer| Value::Object(answer.values))
+}
+
+#[test]
+fn topics_and_partitions_are_those_of_the_splits() {
+    // Of ten each: orders 0, clicks 5, orders 10, clicks 0, orders 5, clicks 10.
+    let messages = messages();
+    let found = |aggs: Value| run_in_places(&aggs, &messages, 10).unwrap();
+    let buckets = |found: &Value| -> Vec<(Value, u64)> {
+        let buckets = found["a"]["buckets"].as_array().unwrap();
+        buckets.iter().map(|bucket| (bucket["key"].clone(), bucket["doc_count"].as_u64().unwrap())).collect()
+    };
+    for field in ["topic", "_index"] {
+        for (settings, wanted) in [
+            (json!({"order": {"_key": "desc"}, "min_doc_count": 1}), vec![("orders", 30), ("clicks", 30)]),
+            (json!({"order": {"_key": "asc"}, "min_doc_count": 0}), vec![("clicks", 30), ("orders", 30)]),
+            (json!({"order": {"_key": "asc"}, "size": 1, "missing": "x"}), vec![("clicks", 30)]),
+            (json!({"min_doc_count": 31}), vec![]),
+            (json!({"include": ["orders", "x"]}), vec![("orders", 30)]),
+            (json!({"exclude": ["orders"]}), vec![("clicks", 30)]),
+        ] {
+            let mut settings = settings;
+            settings["field"] = json!(field);
+            let wanted: Vec<_> = wanted.into_iter().map(|(key, count)| (json!(key), count)).collect();
+            assert_eq!(buckets(&found(json!({"a": {"terms": settings}}))), wanted, "{settings}");
+        }
+    }
+    let aggs = json!({"a": {
+        "terms": {"field": "partition", "order": {"_key": "desc"}, "min_doc_count": 0, "missing": -1},
+        "aggs": {"in": {"terms": {"field": "topic"}}, "p": {"max": {"field": "partition"}}},
+    }, "n": {"cardinality": {"field": "topic"}}, "s": {"sum": {"field": "partition"}}, "c": {"value_count": {"field": "topic"}}});
+    let answer = found(aggs);
+    assert_eq!(buckets(&answer), [(json!(10), 20), (json!(5), 20), (json!(0), 20)]);
+    for bucket in answer["a"]["buckets"].as_array().unwrap() {
+        assert_eq!(bucket["p"]["value"].as_f64(), bucket["key"].as_f64());
+        assert_eq!(bucket["in"]["buckets"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(
+        (&answer["n"]["value"], &answer["s"]["value"], &answer["c"]["value"]),
+        (&json!(2), &json!(300.0), &json!(60))
+    );
+    let inside = json!({"a": {"terms": {"field": "json.level", "order": {"_key": "asc"}}, "aggs": {
+        "b": {"terms": {"field": "topic", "order": {"_key": "desc"}, "min_doc_count": 0}}}}});
+    let answer = found(inside);
+    for bucket in answer["a"]["buckets"].as_array().unwrap() {
+        let inner = bucket["b"]["buckets"].as_array().unwrap();
+        assert_eq!(inner[0]["key"], "orders");
+        let sum: u64 = inner.iter().map(|bucket| bucket["doc_count"].as_u64().unwrap()).sum();
+        assert_eq!(bucket["doc_count"], sum);
+    }
+}
+
+#[test]
+fn terms_are_ordered_by_any_part_of_a_metric() {
+    let messages: Vec<Message> = (0..60).map(|n| (usize::try_from(n % 3).unwrap(), (n % 3) * 50 + n % 7, n)).collect();
+    let keys = |order: Value, size: usize| -> (Vec<String>, u64) {
+        let aggs = json!({"l": {"terms": {"field": "json.level", "order": order, "size": size}, "aggs": {
+            "1": {"extended_stats": {"field": "json.ms"}}, "2": {"percentiles": {"field": "json.ms", "percents": [50, "95"]}},
+            "3": {"avg": {"field": "json.ms"}},
+        }}});
+        let found = run(aggs, &messages, 7);
+        let buckets = found["l"]["buckets"].as_array().unwrap();
+        let keys = buckets.iter().map(|bucket| bucket["key"].as_str().unwrap().to_owned());
+        (keys.collect(), found["l"]["sum_other_doc_count"].as_u64().unwrap())
+    };
+    for path in [
+        "1[std_upper]",
+        "1[std_lower]",
+        "1.std_deviation_bounds.upper",
+        "2[95.0]",
+        "2.50",
+        "2[50.0]",
+        "3",
+        "3.value",
+        "1.max",
+    ] {
+        assert_eq!(keys(json!({path: "desc"}), 9), (vec!["warn".into(), "info".into(), "error".into()], 0), "{path}");
+        assert_eq!(keys(json!({path: "asc"}), 2), (vec!["error".into(), "info".into()], 20), "{path}");
+    }
+    for path in ["2[42.0]", "2", "1", "1[nothing]", "3[value", "4"] {
+        let aggs = json!({"l": {"terms": {"field": "key", "order": {path: "asc"}}, "aggs": {
+            "1": {"stats": {"field": "json.ms"}}, "2": {"percentiles": {"field": "json.ms"}}, "3": {"avg": {"field": "json.ms"}},
+        }}});
+        let error = run_with(aggs, &config(), &[]).unwrap_err();
+        assert!(error.contains(path), "{error}");
+    }
+}
+
+#[test]
+fn pipelines_and_rates_follow_from_the_buckets() {
+    let messages = [(0, 1, 0), (1, 2, 60), (0, 3, 61), (0, 4, 200)];
+    let aggs = json!({"t": {
+        "date_histogram": {"field": "@timestamp", "fixed_interval": "1m"},
+        "aggs": {
+            "sum": {"sum": {"field": "json.ms"}},
+            "more": {"derivative": {"buckets_path": "_count"}, "meta": {"a": 1}},
+            "all": {"cumulative_sum": {"buckets_path": "sum"}},
+            "twice": {"bucket_script": {"buckets_path": {"s": "all"}, "script": "params.s * 2"}},
+            "by_second": {"rate": {"unit": "second"}},
+            "ms_by_second": {"rate": {"unit": "second", "field": "json.ms"}},
+            "counted": {"rate": {"field": "json.ms", "mode": "value_count"}},
+            "rate_change": {"derivative": {"buckets_path": "by_second"}},
+        },
+    }});
+    let found = run(aggs, &messages, 2);
+    let of = |name: &str| -> Vec<Option<f64>> {
+        let buckets = found["t"]["buckets"].as_array().unwrap();
+        buckets.iter().map(|bucket| bucket[name]["value"].as_f64()).collect()
+    };
+    assert_eq!(of("more"), [None, Some(1.0), Some(-2.0), Some(1.0)]);
+    assert_eq!(found["t"]["buckets"][1]["more"], json!({"value": 1.0, "meta": {"a": 1}}));
+    assert!(found["t"]["buckets"][0].get("more").is_none());
+    assert_eq!(of("all"), [1.0, 6.0, 6.0, 10.0].map(Some));
+    assert_eq!(of("twice"), [Some(2.0), Some(12.0), None, Some(20.0)]);
+    assert_eq!(of("by_second"), [1.0 / 60.0, 2.0 / 60.0, 0.0, 1.0 / 60.0].map(Some));
+    assert_eq!(of("ms_by_second"), [1.0 / 60.0, 5.0 / 60.0, 0.0, 4.0 / 60.0].map(Some));
+    assert_eq!(of("counted"), [1.0, 2.0, 0.0, 1.0].map(Some));
+    assert_eq!(of("rate_change")[1], Some(2.0 / 60.0 - 1.0 / 60.0));
+    let months = json!({"t": {"date_histogram": {"field": "@timestamp", "calendar_interval": "month"},
+        "aggs": {"r": {"rate": {"unit": "day"}}}}});
+    assert_eq!(run(months, &messages, 2)["t"]["buckets"][0]["r"]["value"], json!(4.0 / 31.0));
+    let shares = json!({"l": {"terms": {"field": "json.level", "order": {"_key": "asc"}}, "aggs": {
+        "n": {"value_count": {"field": "json.ms"}}, "s": {"sum": {"field": "json.ms"}},
+        "mean": {"bucket_script": {"buckets_path": {"s": "s", "n": "n"}, "script": "params.s / params.n"}}}}});
+    assert_eq!(run(shares, &messages, 2)["l"]["buckets"][0]["mean"]["value"], json!(8.0 / 3.0));
 }
 
 #[test]

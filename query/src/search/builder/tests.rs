@@ -2,16 +2,17 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use tantivy::collector::DocSetCollector;
-use thermocline_ingest::model::{Timestamp, TopicName};
+use thermocline_ingest::model::{PartitionId, Timestamp, TopicName};
 use thermocline_tiering::split::SplitReader;
 
 use super::*;
+use crate::search::pattern::{Case, Part};
 use crate::search::testing::{Doc, Leaves, split_with};
 
 #[path = "../../../tests/reference/mod.rs"]
 mod reference;
 
-use reference::{Literal as Wanted, Message, NOW, Query as Reference, contents, queries};
+use reference::{Literal as Wanted, Message, NOW, Query as Reference, REGEXES, contents, queries};
 
 const TOPIC: &str = "orders";
 
@@ -44,6 +45,7 @@ fn node(query: &Reference) -> QueryNode {
     let (mut must, mut should, mut must_not) = (Vec::new(), Vec::new(), Vec::new());
     match query {
         Reference::All => return QueryNode::All,
+        Reference::Text { field: name, text, .. } if name == "_id" => return QueryNode::with_id(text),
         Reference::Text { field: name, text, slop: 0 } if !text.contains(' ') => {
             return QueryNode::Exact { field: field(name), value: text.as_str().into() };
         }
@@ -52,6 +54,15 @@ fn node(query: &Reference) -> QueryNode {
         }
         Reference::Prefix { field: name, text } => {
             return QueryNode::Prefix { field: field(name), text: text.as_str().into() };
+        }
+        Reference::Wildcard { field: name, pattern } => {
+            let case = if name == "topic" { Case::Kept } else { Case::Folded };
+            let pattern = Pattern::wildcard(&Part::all_of(pattern), case, None).unwrap();
+            return QueryNode::Pattern { field: field(name), pattern };
+        }
+        Reference::Regex { field: name, number } => {
+            let pattern = Pattern::regex(REGEXES[*number].0, Case::Folded, None).unwrap();
+            return QueryNode::Pattern { field: field(name), pattern };
         }
         Reference::Range { field: name, lower, upper } => {
             let literal = |wanted: &Wanted| match wanted {
@@ -75,7 +86,7 @@ fn node(query: &Reference) -> QueryNode {
 }
 
 fn found(query: &SearchQuery, split: &SplitReader) -> Result<BTreeSet<u32>, QueryError> {
-    let query = query.build(split, Some(&topic()))?;
+    let query = query.in_partition(PartitionId(0))?.build(split, Some(&topic()))?;
     let docs = split.searcher.search(&query, &DocSetCollector).unwrap();
     Ok(docs.into_iter().map(|doc| doc.doc_id).collect())
 }

@@ -166,3 +166,13 @@ async fn a_failure_in_one_split_fails_the_search() {
     assert!(matches!(result, Err(SearchError::Stopped)));
     assert_eq!(resources.lanes.available_permits(), 1);
 }
+
+#[test]
+fn a_pattern_that_costs_too_much_is_the_callers_to_change() {
+    let (extent, _) = splits(&[vec![(1, vec![0])]], 1, 0).remove(0);
+    let error = failed(&extent, std::io::Error::other(TooManyTerms { max: 7 }).into());
+    assert_eq!(error.kind(), crate::search::SearchErrorKind::Invalid);
+    assert!(error.to_string().contains("limit of 7 words of the split of orders-0 at offset 0"), "{error}");
+    let error = failed(&extent, std::io::Error::other("broken").into());
+    assert_eq!(error.kind(), crate::search::SearchErrorKind::Internal);
+}

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
 
 use super::super::ast::Operator;
+use super::super::pattern::{Case, Part};
 use super::*;
 
 fn record(key: &str, value: &str, headers: &[(&str, &str)]) -> OwnedRecord {
@@ -48,6 +49,12 @@ fn words_phrases_and_prefixes_are_marked() {
     assert_eq!(value(&phrase("late is", 1), text), ["Parcel late: the [LATE] parcel [is] not lost"]);
     let prefix = QueryNode::Prefix { field: "value".into(), text: "par".into() };
     assert_eq!(value(&prefix, text), ["[Parcel] late: the LATE [parcel] is not lost"]);
+    let pattern = |text: &str| {
+        let pattern = Pattern::wildcard(&Part::all_of(text), Case::Folded, None).unwrap();
+        QueryNode::Pattern { field: "value".into(), pattern }
+    };
+    assert_eq!(value(&pattern("*T*"), text), ["Parcel [late]: [the] [LATE] parcel is [not] [lost]"]);
+    assert_eq!(value(&pattern("??"), text), ["Parcel late: the LATE parcel [is] not lost"]);
     assert_eq!(value(&words("value", "nothing"), text), [""; 0]);
     assert_eq!(value(&words("value", "東京"), "in 東京都"), ["in [東京]都"]);
 }

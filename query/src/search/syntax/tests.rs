@@ -5,6 +5,7 @@ use tantivy::collector::DocSetCollector;
 use thermocline_ingest::model::TopicName;
 
 use super::*;
+use crate::search::pattern::PATTERNS_MAX;
 use crate::search::testing::{Doc, split};
 
 /// 2015-05-17T00:00:02Z
@@ -78,6 +79,38 @@ fn the_language_means_what_its_table_says() {
         ("par*", vec![0, 1]),
         ("Ü*", vec![0]),
         ("par* -lo*", vec![1]),
+        ("pa*el", vec![0, 1]),
+        ("P?RCEL", vec![0, 1]),
+        ("*cel", vec![0, 1]),
+        ("*a*e*", vec![0, 1]),
+        ("Ü?M", vec![0]),
+        ("?", vec![2]),
+        ("*", all.clone()),
+        ("/l.*/", vec![0, 1]),
+        ("/LOST|here/", vec![0, 3]),
+        ("/par/", vec![]),
+        ("value:/par.*/ -lost", vec![1]),
+        ("(/lost/ OR /late/)^2 parcel", vec![0, 1]),
+        ("/api/v1", vec![2]),
+        ("key:?1", vec![0, 2]),
+        ("key:*", vec![0, 1, 2]),
+        ("headers.trace:a?d", vec![2]),
+        ("headers.trace:/ab[cd]/", vec![0, 2]),
+        ("json.user.name:?nn", vec![0]),
+        ("json.user.name:*nn*", vec![0, 3]),
+        ("json.user.name:/an{2}a?/", vec![0, 3]),
+        ("json.user.id:*2", vec![]),
+        ("json.lvl:?", vec![2]),
+        ("json.absent:*x", vec![]),
+        ("topic:*der?", all.clone()),
+        ("topic:/Orders/", vec![]),
+        ("NOT topic:o*s", vec![]),
+        ("_exists_:json.user.id", vec![0, 1]),
+        ("NOT _exists_:\"headers.trace\"", vec![1, 3]),
+        ("_exists_:(json.ok OR json.user.id) AND key:k1", vec![0, 2]),
+        ("_exists_:partition", all.clone()),
+        ("_id:*", all.clone()),
+        ("_id:nonsense", vec![]),
         ("key:k1", vec![0, 2]),
         ("key:k*", vec![0, 1, 2]),
         ("10.0.0.1", vec![2]),
@@ -187,12 +220,19 @@ fn what_is_not_offered_is_refused_where_it_stands() {
         ("ü \"open", 3, "not closed"),
         ("parcel colour:red", 8, "no field \"colour\""),
         ("(a OR colour:red)", 7, "no field \"colour\""),
-        ("parcel pa*el", 8, "wildcard"),
-        ("*cel", 1, "wildcard"),
-        ("json.a:b*c", 8, "wildcard"),
+        ("parcel web-*1", 8, "\"web-\""),
+        ("?id=4?", 1, "\"id=4\""),
+        ("offset:1*", 8, "whole number"),
+        ("_id:a*b", 5, "no words"),
+        ("_id:[a TO b]", 1, "as a whole"),
+        ("_exists_:json.*", 10, "one field"),
+        ("_exists_:colour", 10, "no field"),
+        ("_exists_:", 10, "expected something"),
         ("parsel~1", 1, "fuzzy"),
         ("parsel~", 1, "fuzzy"),
-        ("value:/par.*/", 7, "regular expressions"),
+        ("value:/par.*$/", 7, "whole word"),
+        ("/(?i)a/", 1, "(?"),
+        ("json.a:/a(/", 8, "unclosed group"),
         ("json:42", 1, "needs a name"),
         ("late headers:a", 6, "needs a name"),
         ("value.x:42", 1, "does not exist"),
@@ -268,7 +308,13 @@ fn nesting_and_length_are_limited() {
     assert!(find(&"NOT ".repeat(QUERY_NESTING_MAX + 1)).is_err());
     assert!(find(&"(".repeat(QUERY_NESTING_MAX)).is_err());
     assert!(find(&"x".repeat(QUERY_LEN_MAX + 1)).is_err());
-    assert!(find(&"parcel ".repeat(QUERY_LEN_MAX / 7)).is_ok());
+    assert!(find(&"parcel ".repeat(QUERY_CLAUSES_MAX)).is_ok());
+    assert!(find(&"parcel ".repeat(QUERY_CLAUSES_MAX + 1)).expect_err("").message.contains("4096"));
+    let set = |values: usize| format!("key: IN [{}]", "k1 ".repeat(values));
+    assert!(find(&set(QUERY_CLAUSES_MAX - 2)).is_ok());
+    assert!(find(&set(QUERY_CLAUSES_MAX)).is_err());
+    assert!(find(&"p*l ".repeat(PATTERNS_MAX)).is_ok());
+    assert!(find(&"p*l ".repeat(PATTERNS_MAX + 1)).expect_err("").message.contains("64"));
 }
 
 proptest! {
@@ -276,7 +322,7 @@ proptest! {
     #[test]
     fn noise_never_panics(
         parts in prop::collection::vec(
-            prop::sample::select(vec!["a", "b*", "(", ")", "\"", "'", "NOT ", "AND ", "OR ", "-", "+", ":", "key:", "json.x:", "[", "]", " TO ", "{", "}", "*", "^2", "~1", "/", "\\", " ", "é", "timestamp:", "IN ", "1", ">=", "topic:", "now-1d", "!", "&&", "||", "\0"]),
+            prop::sample::select(vec!["a", "b*", "a?b*", "/a.*/", "/[a/", "_exists_:", "_id:", "partition:", "(", ")", "\"", "'", "NOT ", "AND ", "OR ", "-", "+", ":", "key:", "json.x:", "[", "]", " TO ", "{", "}", "*", "^2", "~1", "/", "\\", " ", "é", "timestamp:", "IN ", "1", ">=", "topic:", "now-1d", "!", "&&", "||", "\0"]),
             0..24,
         ),
     ) {

@@ -40,6 +40,11 @@ fn weakness(c: char) -> Option<u8> {
     }
 }
 
+/// Whether words are joined by it.
+pub(super) fn joins(c: char) -> bool {
+    weakness(c).is_some()
+}
+
 /// A plain word and the joint behind it.
 #[derive(Clone, Copy, Debug)]
 struct Part {

@@ -68,6 +68,22 @@ fn chinese_japanese_and_korean_are_indexed_by_pairs() {
 }
 
 #[test]
+fn parts_of_words_are_known() {
+    for (part, expected) in [
+        ("", [true, true, true]),
+        ("Zür1", [true, true, true]),
+        ("a b", [false, false, false]),
+        ("10.0.", [false, false, true]),
+        ("東京", [true, true, true]),
+        ("東京都", [true, false, false]),
+        ("x東", [true, false, false]),
+        ("・", [false, false, false]),
+    ] {
+        assert_eq!(Analyser::ALL.map(|analyser| analyser.may_stand_in_word(part)), expected, "{part}");
+    }
+}
+
+#[test]
 fn what_is_joined_in_logs_is_indexed_whole_and_in_parts() {
     let words = |text| indexed(Analyser::Log, text);
     assert_eq!(words("10.0.0.7"), at(&[("10.0.0.7", 0), ("10", 0), ("0", 1), ("0", 2), ("7", 3)]));
