@@ -357,6 +357,7 @@ async fn open_stations(
         clock.clone(),
     )
     .await?;
+    transactions.register(&registry)?;
     let scratch = data_dir.join(LIVE_INDEX_DIR);
     let search =
         Search::new(config.search.clone(), tiering.clone(), reader.clone(), scratch, clock.clone(), &registry)?;

@@ -225,6 +225,12 @@ def check_fencing(broker):
     say("  fencing")
 
 
+def metric(broker, name):
+    with broker.request("GET", "/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 def check_open(broker):
     """Nothing after an open transaction is there for those who read committed, until its timeout aborts it."""
     broker.create_topic("open", PARTITIONS)
@@ -239,8 +245,12 @@ def check_open(broker):
     check_equal(end_of(broker.kafka, "open", "read_uncommitted"), 2, "end of what is there")
     check_equal(read(broker.kafka, "open", "read_committed"), [], "messages behind an open transaction")
     check_equal(read(broker.kafka, "open", "read_uncommitted"), [b"hanging", b"behind"], "messages uncommitted")
+    check_equal(metric(broker, "thermocline_open_transactions"), 1, "open transactions")
+    check(metric(broker, "thermocline_oldest_transaction_seconds") > 0, "the open transaction has no age")
     hanging.commit_transaction(STEP_SECONDS)
     check_equal(read(broker.kafka, "open", "read_committed"), [b"hanging", b"behind"], "messages after the commit")
+    check_equal(metric(broker, "thermocline_open_transactions"), 0, "open transactions after the commit")
+    check_equal(metric(broker, "thermocline_oldest_transaction_seconds"), 0, "age of no transaction")
 
     late = producer_of(
         broker.kafka, "late", {"transaction.timeout.ms": SHORT_TIMEOUT_MS, "message.timeout.ms": SHORT_TIMEOUT_MS}

@@ -193,9 +193,10 @@ impl Tiering {
         let TieringOptions { config, cache, store, topics, clock, metrics, produce_latency, broker_epoch } = options;
         store.observe(metrics.clone());
         let slowdown = config.produce_slowdown_percent;
+        // The store goes by the throttle and may outlive the log.
         let disk_is_tight = {
-            let topics = topics.clone();
-            Box::new(move || topics.disk_is_tight())
+            let topics = Arc::downgrade(&topics);
+            Box::new(move || topics.upgrade().is_some_and(|topics| topics.disk_is_tight()))
         };
         let throttle = Throttle::new(slowdown, produce_latency, metrics.background_duty.clone(), disk_is_tight);
         let throttle = Arc::new(throttle);

@@ -38,6 +38,7 @@ use crate::model::{ProducerId, Timestamp, TopicPartition};
 use crate::record::TransactionOutcome;
 use crate::topics::Topics;
 
+mod metrics;
 mod producer_ids;
 pub mod records;
 pub mod state;

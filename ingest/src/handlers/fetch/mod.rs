@@ -4,7 +4,8 @@
 //! - **Wait.** Answer at once where nothing may be waited for, where any partition has an error, or where `min_bytes` are
 //!   there; else when enough has come, or at the deadline.
 //! - **Size.** The first partition that has anything gives at least one whole batch; the others share what is left of
-//!   `max_bytes`, each within its own limit, in the order of the request. Fragments of batches are never sent.
+//!   `max_bytes`, each within its own limit, in the order of the request, until a batch does not fit any more. Fragments of
+//!   batches are never sent.
 //! - **Position.** The batch that holds the offset is sent from its first byte; clients drop the records before it.
 //! - **Sessions.** See [`session`]: what a client fetches is remembered, and it is told what is new.
 //! - **Records** are not decoded, and where they are local and many not copied either: the answer names ranges of log
@@ -257,7 +258,7 @@ impl Fetch {
     }
 
     fn is_enough(&self, rule: &WaitRule) -> bool {
-        self.failed || self.room.refused || rule.is_met(self.sizes.taken())
+        self.failed || self.room.refused || self.sizes.is_full() || rule.is_met(self.sizes.taken())
     }
 
     /// Reads on in one partition, wherever it is, as far as sizes and memory allow.
@@ -288,8 +289,7 @@ impl Fetch {
         if slot.position >= until {
             return None;
         }
-        let own_limit = slot.max_bytes.saturating_sub(slot.records.len_bytes());
-        let limit = self.sizes.limit(own_limit)?;
+        let limit = self.sizes.limit(slot.left_bytes())?;
         let range =
             ReadRange { from: slot.position, until, max_bytes: limit.max_bytes, at_least_one: limit.at_least_one };
         Some((partition, range))
@@ -306,7 +306,7 @@ impl Fetch {
         let Some(slot) = self.slots.get_mut(at) else { return };
         match (read, &slot.partition) {
             (Ok(run), _) => {
-                self.sizes.took(run.len_bytes());
+                self.sizes.took(run.len_bytes(), slot.left_bytes());
                 self.room.keep(memory, run.memory_bytes());
                 if let Some(files) = files {
                     self.room.keep(files, run.files());
@@ -373,6 +373,11 @@ impl Fetch {
 }
 
 impl Slot {
+    /// What its own limit leaves to it.
+    fn left_bytes(&self) -> usize {
+        self.max_bytes.saturating_sub(self.records.len_bytes())
+    }
+
     /// Offsets are always real where the partition is; they are looked at after the records, so that they include them.
     fn into_fetched(self, committed_only: bool) -> (Wanted, FetchedPartition) {
         // Clients read a partition with an error as having no records.

@@ -36,9 +36,18 @@ impl SizeRule {
         (limit.max_bytes > 0 || limit.at_least_one).then_some(limit)
     }
 
-    pub fn took(&mut self, bytes: usize) {
-        self.left = self.left.saturating_sub(bytes);
+    /// What a partition gave that had something to give, and how much it could have given by its own limit. Where its next
+    /// batch does not fit what is left, the answer is full: another partition may have a smaller one, but to look into each
+    /// of thousands for a few bytes took a tenth of the time of such fetches.
+    pub fn took(&mut self, bytes: usize, partition_max: usize) {
+        let does_not_fit = bytes == 0 && self.taken > 0 && self.left <= partition_max;
+        self.left = if does_not_fit { 0 } else { self.left.saturating_sub(bytes) };
         self.taken = self.taken.saturating_add(bytes);
+    }
+
+    /// Whether there is nothing to wait for.
+    pub fn is_full(&self) -> bool {
+        self.taken > 0 && self.left == 0
     }
 
     pub fn taken(&self) -> usize {
@@ -103,13 +112,24 @@ mod tests {
         let mut sizes = SizeRule::new(100, 80);
         assert_eq!(sizes.limit(50), Some(ReadLimit { max_bytes: 50, at_least_one: true }));
         assert_eq!(sizes.limit(0), Some(ReadLimit { max_bytes: 0, at_least_one: true }));
-        sizes.took(0);
+        sizes.took(0, 500);
         assert_eq!(sizes.limit(500), Some(ReadLimit { max_bytes: 80, at_least_one: true }));
-        sizes.took(60);
+        sizes.took(60, 500);
         assert_eq!(sizes.limit(500), Some(ReadLimit { max_bytes: 20, at_least_one: false }));
-        assert_eq!(sizes.limit(0), None);
-        sizes.took(500);
-        assert_eq!((sizes.limit(500), sizes.taken()), (None, 560));
+        assert_eq!((sizes.limit(0), sizes.is_full()), (None, false));
+        sizes.took(500, 500);
+        assert_eq!((sizes.limit(500), sizes.taken(), sizes.is_full()), (None, 560, true));
+    }
+
+    #[test]
+    fn an_answer_is_full_when_a_batch_does_not_fit_any_more() {
+        let mut sizes = SizeRule::new(100, 100);
+        sizes.took(60, 100);
+        // Its own limit was in the way.
+        sizes.took(0, 30);
+        assert_eq!(sizes.limit(500), Some(ReadLimit { max_bytes: 40, at_least_one: false }));
+        sizes.took(0, 40);
+        assert_eq!((sizes.limit(500), sizes.taken(), sizes.is_full()), (None, 60, true));
     }
 
     #[test]
