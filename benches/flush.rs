@@ -2,14 +2,14 @@
 //! `syncfs`; and the hot log's own group commit, whatever it does. Each file is appended to before, and the time is from
 //! the first write to the end of the last sync. All take turns.
 //!
-//! What a smaller program, without the hot log and without others who write, said before it (ext4 on a virtual disk, two
-//! cores, medians over appends of 16 KiB, one fdatasync 0.25 ms), as parts of the time that one after the other takes:
+//! Parts of the time that one after the other takes (ext4 on a virtual disk, two cores, nothing else running):
 //!
-//! | files | 4 threads | 16 threads | 48 threads | `syncfs` |
-//! |---|---|---|---|---|
-//! | 10 | 0.60 | 0.56 | 0.92 | 0.44 |
-//! | 100 | 0.58 | 0.41 | 0.37 | 0.27 |
-//! | 1,000 | 0.59 | 0.38 | 0.29 | 0.21 |
+//! | files | one after the other | 4 threads | 16 threads | 32 threads | `syncfs` | hot log | `syncfs` beside others |
+//! |---|---|---|---|---|---|---|---|
+//! | 1 | 0.7 ms | 0.75 | 0.63 | 0.61 | 0.74 | 0.88 | 193 |
+//! | 10 | 4.0 ms | 0.67 | 0.56 | 0.55 | 0.50 | 0.54 | 29 |
+//! | 100 | 37 ms | 0.61 | 0.50 | 0.46 | 0.37 | 0.41 | 3.9 |
+//! | 1,000 | 393 ms | 0.63 | 0.46 | 0.42 | 0.26 | 0.26 | 0.68 |
 //!
 //! `syncfs` waits for what others have written to the same file system as well, by its definition; the last row of each
 //! size is there to show how long. The log syncs few files by threads, and many by `syncfs` where little else is dirty.
