@@ -76,7 +76,7 @@ pub struct Eraser {
 struct Shared {
     disk: Arc<DiskWatch>,
     state: Mutex<State>,
-    /// There is a file, or it is time to stop.
+    /// There is a file, or one less, or it is time to stop.
     changed: Condvar,
 }
 
@@ -104,15 +104,10 @@ enum Erased {
 
 impl Eraser {
     pub fn start(disk: Arc<DiskWatch>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { disk, state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared::new(disk));
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new().name("log-eraser".to_owned()).spawn(move || of_thread.run())?;
         Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// Bytes whose space is still to come.
-    pub fn pending_bytes(&self) -> u64 {
-        self.shared.state.lock().bytes
     }
 
     /// Deletes the files of the segment at `base`; missing ones are fine. The log goes first, so that what a crash leaves
@@ -150,6 +145,10 @@ impl Drop for Eraser {
 }
 
 impl Shared {
+    fn new(disk: Arc<DiskWatch>) -> Self {
+        Self { disk, state: Mutex::default(), changed: Condvar::new() }
+    }
+
     fn put(&self, file: Nameless) {
         let mut state = self.state.lock();
         state.bytes += file.len;
@@ -197,6 +196,7 @@ impl Shared {
     fn forget(&self, len: u64) {
         let mut state = self.state.lock();
         state.bytes = state.bytes.saturating_sub(len);
+        self.changed.notify_all();
     }
 
     fn erase(&self, Nameless { file, len, .. }: &Nameless, between: impl Fn(&Self)) -> Erased {
@@ -222,7 +222,7 @@ impl Shared {
         let mut state = self.state.lock();
         if !state.stopped && state.bytes <= UNHURRIED_BYTES_MAX && self.disk.shortage_bytes() == 0 {
             let until = Instant::now() + PAUSE;
-            // Files that come meanwhile wake it up, and can wait.
+            // Files that come or go meanwhile wake it up, and can wait.
             while !state.stopped && !self.changed.wait_until(&mut state, until).timed_out() {}
         }
     }
@@ -239,9 +239,18 @@ mod tests {
 
     const LEN: u64 = 3 * PIECE_BYTES + 5;
 
-    fn eraser() -> Eraser {
+    fn disk() -> Arc<DiskWatch> {
         let metrics = Arc::new(IngestMetrics::new(&Registry::new()).unwrap());
-        Eraser::start(Arc::new(DiskWatch::new(0, Box::new(|| Ok(0)), metrics))).unwrap()
+        Arc::new(DiskWatch::new(0, Box::new(|| Ok(0)), metrics))
+    }
+
+    fn eraser() -> Eraser {
+        Eraser::start(disk()).unwrap()
+    }
+
+    /// One that never comes to what waits.
+    fn idle() -> Eraser {
+        Eraser { shared: Arc::new(Shared::new(disk())), thread: None }
     }
 
     fn file(path: &Path) {
@@ -249,11 +258,11 @@ mod tests {
         std::fs::write(path, bytes).unwrap();
     }
 
-    fn wait_until(what: &str, done: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while !done() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{what} takes too long");
-            std::thread::sleep(Duration::from_millis(1));
+    fn wait_until_erased(eraser: &Eraser) {
+        let mut state = eraser.shared.state.lock();
+        while state.bytes > 0 {
+            let waited = eraser.shared.changed.wait_for(&mut state, Duration::from_secs(30));
+            assert!(!waited.timed_out(), "{} bytes are left", state.bytes);
         }
     }
 
@@ -266,7 +275,7 @@ mod tests {
         let watched = File::open(&path).unwrap();
         assert_eq!(eraser.delete(&path).unwrap(), LEN);
         assert!(!path.exists());
-        wait_until("erasing", || eraser.pending_bytes() == 0);
+        wait_until_erased(&eraser);
         assert_eq!(watched.metadata().unwrap().len(), LEN - 3 * PIECE_BYTES);
         assert_eq!(eraser.delete(&path).unwrap(), 0);
     }
@@ -277,16 +286,16 @@ mod tests {
         let path = dir.path().join("log");
         file(&path);
         let reader = open_for_reading(&path).unwrap();
-        let late = File::open(&path).unwrap();
+        let watched = File::open(&path).unwrap();
+        let same = Nameless { file: File::open(&path).unwrap(), len: LEN, since: Instant::now() };
         eraser.delete(&path).unwrap();
-        std::thread::sleep(READERS_RETRY);
+        assert!(matches!(eraser.shared.erase(&same, |_| {}), Erased::NotYet));
         let mut last = [0];
         reader.read_exact_at(&mut last, LEN - 1).unwrap();
         assert_eq!(u64::from(last[0]), (LEN - 1) % 251);
-        assert_eq!(eraser.pending_bytes(), LEN);
         drop(reader);
-        wait_until("erasing", || eraser.pending_bytes() == 0);
-        assert!(late.metadata().unwrap().len() < LEN);
+        wait_until_erased(&eraser);
+        assert!(watched.metadata().unwrap().len() < LEN);
     }
 
     #[test]
@@ -306,28 +315,22 @@ mod tests {
         file(&path);
         std::fs::hard_link(&path, &other).unwrap();
         assert_eq!(eraser.delete(&path).unwrap(), LEN);
-        assert_eq!((eraser.pending_bytes(), other.metadata().unwrap().len()), (0, LEN));
+        assert_eq!((eraser.shared.state.lock().bytes, other.metadata().unwrap().len()), (0, LEN));
     }
 
     #[test]
     fn too_many_are_erased_by_who_deletes_them() {
-        let (dir, eraser) = (tempfile::tempdir().unwrap(), eraser());
+        let (dir, eraser) = (tempfile::tempdir().unwrap(), idle());
         let path = dir.path().join("log");
-        let readers: Vec<_> = (0..=FILES_MAX)
-            .map(|_| {
-                File::create(&path).unwrap().set_len(LEN).unwrap();
-                let reader = open_for_reading(&path).unwrap();
-                eraser.delete(&path).unwrap();
-                reader
-            })
-            .collect();
+        for _ in 0..FILES_MAX {
+            file(&path);
+            eraser.delete(&path).unwrap();
+        }
         file(&path);
         let watched = File::open(&path).unwrap();
-        wait_until("the queue's filling", || eraser.shared.state.lock().waiting.len() == FILES_MAX);
         eraser.delete(&path).unwrap();
         assert_eq!(watched.metadata().unwrap().len(), LEN - 3 * PIECE_BYTES);
-        drop(readers);
-        wait_until("erasing", || eraser.pending_bytes() == 0);
+        assert_eq!(eraser.shared.state.lock().bytes, FILES_MAX as u64 * LEN);
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl HotLog {
     /// While free space is tight, deletes what waits to be deleted, and drops local copies of archived segments early, the
     /// oldest first. Blocking.
     pub fn make_room(&self) {
-        let mut missing = self.env.disk.shortage_bytes().saturating_sub(self.env.eraser.pending_bytes());
+        let mut missing = self.env.disk.shortage_bytes();
         if missing == 0 {
             return;
         }

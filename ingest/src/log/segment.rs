@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
-use super::error::{IoContext, LogError};
 use super::eraser::{hold, open_for_reading};
+use super::error::{IoContext, LogError};
 use super::index::{IndexFile, OffsetEntry, TimeEntry};
 use super::scan::{Placed, ScanError, Scanner};
 use super::transactions::{ABORTED, AbortedTransaction};

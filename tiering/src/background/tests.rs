@@ -11,7 +11,10 @@ fn background(slots: usize) -> Background {
 }
 
 fn beside(latency: Arc<ProduceLatency>, slots: usize) -> Background {
-    Background::new(Arc::new(Throttle::new(0, latency, Gauge::new("duty", "share").unwrap(), Box::new(|| false))), slots)
+    Background::new(
+        Arc::new(Throttle::new(0, latency, Gauge::new("duty", "share").unwrap(), Box::new(|| false))),
+        slots,
+    )
 }
 
 #[cfg(target_os = "linux")]
