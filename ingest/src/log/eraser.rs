@@ -1,4 +1,4 @@
-//! Gives the space of deleted log files back piece by piece, so that producers do not wait for it.
+//! Gives the space of deleted segments back piece by piece, so that producers do not wait for it.
 //!
 //! A file system frees what it is told to free in one transaction, and every sync of the log waits for it. With ext4,
 //! mounted with `discard` as cloud images do, deleting a file of 64 MiB took 42 to 50 ms, in which a log beside it that
@@ -10,7 +10,7 @@
 //! tight, and where it falls behind.
 //!
 //! # Invariants
-//! 1. Nobody reads bytes that are cut off. Whoever has a log file open holds a shared lock on it (`flock(2)`,
+//! 1. Nobody reads bytes that are cut off. Whoever has a file of a segment open, its log or an index, holds a shared lock on it (`flock(2)`,
 //!    [`open_for_reading`], [`hold`]) until he closes it; the eraser begins when it gets the exclusive one. Then the file
 //!    has no name any more, so nobody comes after it.
 //! 2. A file that has another name is left alone: those bytes are not deleted.
@@ -51,14 +51,14 @@ const READERS_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Until a file that somebody reads is looked at again.
 const READERS_RETRY: Duration = Duration::from_millis(100);
 
-/// Opens a log file; its bytes stay as long as it is open.
+/// Opens a file of a segment; its bytes stay as long as it is open.
 pub fn open_for_reading(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
     hold(&file)?;
     Ok(file)
 }
 
-/// Keeps the bytes of a log file as long as `file` is open. Not found: it is being erased.
+/// Keeps the bytes of a segment's file as long as `file` is open. Not found: it is being erased.
 pub fn hold(file: &File) -> io::Result<()> {
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => Err(io::ErrorKind::NotFound.into()),
@@ -67,7 +67,7 @@ pub fn hold(file: &File) -> io::Result<()> {
     }
 }
 
-/// Deletes log files. Dropped, it frees at once what is left.
+/// Deletes files of segments. Dropped, it frees at once what is left.
 pub struct Eraser {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use super::eraser::{hold, open_for_reading};
+
 /// What a search reads at once at its end.
 const PAGE_BYTES: usize = 4 << 10;
 
@@ -92,12 +94,14 @@ pub struct IndexFile<E> {
 impl<E: Entry> IndexFile<E> {
     /// Opens or creates the file for appending. An incomplete entry at its end is not seen and will be overwritten.
     pub fn open_writable(path: &Path) -> io::Result<Self> {
-        Self::over(OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?)
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        hold(&file)?;
+        Self::over(file)
     }
 
     /// Opens an existing file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::over(File::open(path)?)
+        Self::over(open_for_reading(path)?)
     }
 
     fn over(file: File) -> io::Result<Self> {
