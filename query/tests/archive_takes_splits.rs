@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::{Failure, Parts, request};
+use support::{Failure, Parts, TOPIC, request};
 use thermocline_config::CacheConfig;
 use thermocline_query::search::TotalRelation;
 use thermocline_tiering::metrics;
@@ -58,7 +58,7 @@ async fn a_segment_that_was_indexed_live_is_not_indexed_again() -> Result<(), Fa
     let set = |settings: &mut BTreeMap<String, String>| {
         settings.insert("search.tokenizer".to_owned(), "log".to_owned());
     };
-    tokio::task::spawn_blocking(move || topics.alter("events", false, set).map(drop)).await??;
+    tokio::task::spawn_blocking(move || topics.alter(TOPIC, false, set).map(drop)).await??;
     parts.tiering.archive_now(&parts.topic, true).await?;
     check(&parts, 2 * messages).await?;
 

@@ -1,109 +1,64 @@
 //! What follows from a hit, against a model that tokenises every message: replays of matches, replays into topics, live
 //! tails and contexts, over hot log and archive, half and half, and while the archive moves on under them.
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use thermocline_config::{CacheConfig, LogConfig, SearchConfig, StoreConfig, TieringConfig};
-use thermocline_ingest::clock::{Clock, SystemClock};
-use thermocline_ingest::log::{HotLog, Partition};
-use thermocline_ingest::metadata::MetadataStore;
-use thermocline_ingest::metrics::IngestMetrics;
-use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicName};
-use thermocline_ingest::record::BatchEncoder;
-use thermocline_ingest::topics::{Topic, Topics};
+use support::{Failure, PATIENCE, Parts, request};
+use thermocline_config::CacheConfig;
+use thermocline_ingest::log::Partition;
+use thermocline_ingest::model::{Offset, PartitionId, Timestamp};
+use thermocline_ingest::topics::Topic;
 use thermocline_query::replay::{
     Filter, Format, Partitioning, ReplayError, ReplayRequest, Republish, RepublishError, RepublishRequest, Summary,
     replay_matching,
 };
-use thermocline_query::search::{Context, Follow, FollowRequest, Search, SearchError, SearchRequest, Unindexed};
+use thermocline_query::search::{Context, Follow, FollowRequest, SearchError, SearchRequest, Unindexed};
 use thermocline_tiering::budget::Rates;
-use thermocline_tiering::metrics::TieringMetrics;
-use thermocline_tiering::reader::{OwnedRecord, TieredReader};
-use thermocline_tiering::store::ColdStore;
-use thermocline_tiering::worker::{Tiering, TieringOptions};
-use tokio_util::sync::CancellationToken;
+use thermocline_tiering::reader::OwnedRecord;
 
 const PARTITIONS: i32 = 3;
-const BATCH: i64 = 7;
+const BATCH: usize = 7;
 /// 2015-05-17
 const DAY: i64 = 1_431_820_800_000;
-/// Longest wait for anything before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
 const WORDS: [&str; 6] = ["parcel", "lost", "late", "paid", "refund", "stock"];
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Place = (i32, i64);
 
 struct Broker {
-    topics: Arc<Topics>,
-    topic: Arc<Topic>,
-    tiering: Arc<Tiering>,
-    reader: Arc<TieredReader>,
-    search: Arc<Search>,
-    clock: Arc<dyn Clock>,
+    parts: Parts,
     /// Offsets that exist, for each partition.
     offsets: Vec<std::ops::Range<i64>>,
-    shutdown: CancellationToken,
-    log: Arc<HotLog>,
-    _folder: tempfile::TempDir,
 }
 
 impl Broker {
     async fn start() -> Result<Self, Failure> {
-        let folder = tempfile::tempdir()?;
-        let registry = prometheus::Registry::new();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let log_config = LogConfig::default();
-        let metrics = Arc::new(IngestMetrics::new(&registry)?);
-        let log = HotLog::open(folder.path().join("log"), log_config.clone(), clock.clone(), metrics)?;
-        let store = Arc::new(MetadataStore::open(&folder.path().join("metadata.redb"))?);
-        let topics = Arc::new(Topics::open(store, log.clone(), log_config)?);
-        let topic = topics.create(&TopicName::new("orders")?, PARTITIONS, BTreeMap::new())?;
-        let cache = CacheConfig::default();
-        let tiering = Tiering::open(TieringOptions {
-            config: TieringConfig::default(),
-            cache: cache.clone(),
-            store: ColdStore::open(&StoreConfig::default(), folder.path())?,
-            topics: topics.clone(),
-            clock: clock.clone(),
-            metrics: Arc::new(TieringMetrics::new(&registry)?),
-            produce_latency: Arc::default(),
-            broker_epoch: 1,
-        })
-        .await?;
-        let reader = Arc::new(TieredReader::new(tiering.clone(), &cache));
-        let scratch = folder.path().join("live");
-        let search =
-            Search::new(SearchConfig::default(), tiering.clone(), reader.clone(), scratch, clock.clone(), &registry)?;
-        let shutdown = CancellationToken::new();
-        tokio::spawn(search.clone().run(shutdown.clone()));
-        let offsets = vec![0..0; PARTITIONS as usize];
-        Ok(Self { topics, topic, tiering, reader, search, clock, offsets, shutdown, log, _folder: folder })
+        let parts = Parts::start(CacheConfig::default(), PARTITIONS, &[]).await?;
+        Ok(Self { parts, offsets: vec![0..0; PARTITIONS as usize] })
     }
 
     /// Adds `count` messages to every partition.
     async fn produce(&mut self, count: i64) -> Result<(), Failure> {
         for (partition, offsets) in (0..).zip(&mut self.offsets) {
-            let log = self.topic.partition(PartitionId(partition)).ok_or("no such partition")?.clone();
-            append(&log, offsets.end..offsets.end + count).await?;
+            append(self.parts.partition(partition)?, offsets.end..offsets.end + count).await?;
             offsets.end += count;
         }
         Ok(())
     }
 
     async fn archive(&self, trim: bool) -> Result<(), Failure> {
-        self.tiering.archive_now(&self.topic, trim).await?;
+        self.parts.tiering.archive_now(&self.parts.topic, trim).await?;
         Ok(())
     }
 
     /// Deletes what lies below `start`.
     fn delete_below(&mut self, start: i64) -> Result<(), Failure> {
-        for (partition, offsets) in self.topic.partitions.iter().zip(&mut self.offsets) {
-            self.tiering.topics().raise_log_start(partition, Offset(start))?;
+        for (partition, offsets) in self.parts.topic.partitions.iter().zip(&mut self.offsets) {
+            self.parts.tiering.topics().raise_log_start(partition, Offset(start))?;
             offsets.start = offsets.start.max(start);
         }
         Ok(())
@@ -122,8 +77,8 @@ impl Broker {
     }
 
     async fn filter(&self, query: &str) -> Result<Filter, Failure> {
-        let (query, _) = self.search.checked(query, Timestamp(0), vec![self.topic.name.clone()]).await?;
-        Ok(Filter::Matching { search: self.search.clone(), query, unindexed: Unindexed::Stop })
+        let (query, _) = self.parts.search.checked(query, Timestamp(0), vec![self.parts.topic.name.clone()]).await?;
+        Ok(Filter::Matching { search: self.parts.search.clone(), query, unindexed: Unindexed::Stop })
     }
 
     async fn replay(
@@ -131,8 +86,9 @@ impl Broker {
         query: &str,
         request: &ReplayRequest,
     ) -> Result<impl Stream<Item = Result<Bytes, ReplayError>> + Unpin + use<>, Failure> {
-        let (reader, tiering, filter) = (self.reader.clone(), self.tiering.clone(), self.filter(query).await?);
-        Ok(Box::pin(replay_matching(reader, tiering, &self.topic, request, filter, Format::Ndjson)?))
+        let (reader, tiering, filter) =
+            (self.parts.reader.clone(), self.parts.tiering.clone(), self.filter(query).await?);
+        Ok(Box::pin(replay_matching(reader, tiering, &self.parts.topic, request, filter, Format::Ndjson)?))
     }
 
     /// Each word, whole and in ranges, and contexts.
@@ -170,7 +126,11 @@ impl Broker {
 
     async fn check_context(&self, stage: &str) -> Result<(), Failure> {
         for (before, after) in [(0, 2), (3, 0), (4, 4)] {
-            let response = self.search.search(search_request("lost", 8, Context { before, after })).await?;
+            let response = self
+                .parts
+                .search
+                .search(SearchRequest { context: Context { before, after }, ..request("lost", 8) })
+                .await?;
             let hits: BTreeSet<Place> =
                 response.hits.iter().map(|hit| (hit.partition.0, hit.record.offset.0)).collect();
             let (before, after) = (before as i64, after as i64);
@@ -194,10 +154,6 @@ impl Broker {
         Ok(())
     }
 
-    async fn copy_to(&self, name: &str, partitions: i32) -> Result<Arc<Topic>, Failure> {
-        Ok(self.topics.create(&TopicName::new(name)?, partitions, BTreeMap::new())?)
-    }
-
     async fn republish(
         &self,
         query: Option<&str>,
@@ -208,8 +164,8 @@ impl Broker {
             Some(query) => self.filter(query).await?,
             None => Filter::Everything(request.replay.undecodable),
         };
-        let stations = (self.reader.clone(), self.tiering.clone(), self.clock.clone());
-        Ok(Republish::new(stations, self.topic.clone(), into.cloned(), filter, request))
+        let stations = (self.parts.reader.clone(), self.parts.tiering.clone(), self.parts.clock.clone());
+        Ok(Republish::new(stations, self.parts.topic.clone(), into.cloned(), filter, request))
     }
 
     /// What is in a topic, partition after partition.
@@ -217,38 +173,28 @@ impl Broker {
         let mut contents = Vec::new();
         for partition in &topic.partitions {
             let offsets: Vec<Offset> = (0..partition.high_watermark().0).map(Offset).collect();
-            let found = self.reader.records(partition, &offsets, usize::MAX).await?;
+            let found = self.parts.reader.records(partition, &offsets, usize::MAX).await?;
             contents.push(found.records.into_iter().flatten().collect());
         }
         Ok(contents)
-    }
-
-    async fn stop(self) -> Result<(), Failure> {
-        self.shutdown.cancel();
-        let log = self.log.clone();
-        tokio::task::spawn_blocking(move || log.close()).await??;
-        Ok(())
     }
 }
 
 async fn append(log: &Arc<Partition>, offsets: std::ops::Range<i64>) -> Result<(), Failure> {
     let partition = log.topic_partition().partition.0;
-    let all: Vec<i64> = offsets.collect();
-    for batch in all.chunks(BATCH as usize) {
-        let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
-        for (delta, at) in (0..).zip(batch) {
-            let (key, value, bytes) = (key((partition, *at)), value((partition, *at)), noise(*at));
-            let headers = [(&b"trace"[..], Some(&bytes[..])), (&b"trace"[..], None), (&b""[..], Some(&b""[..]))];
-            let headers = &headers[..(*at % 4) as usize % 4];
-            let value = value.as_deref().map(str::as_bytes);
-            encoder.push(Offset(delta), Timestamp(timestamp(*at)), key.as_deref(), value, headers.iter().copied());
-        }
-        let batch = encoder.finish().ok_or("an empty batch")?;
-        let log = log.clone();
-        tokio::task::spawn_blocking(move || log.append(&batch)).await??;
+    let contents: Vec<support::Content> = offsets.map(|at| content((partition, at))).collect();
+    for batch in contents.chunks(BATCH) {
+        support::append(log, batch).await?;
     }
-    log.committed(log.log_end_offset()).await?;
     Ok(())
+}
+
+fn content(place: Place) -> support::Content {
+    let (_, at) = place;
+    let headers = [(&b"trace"[..], Some(noise(at).to_vec())), (&b"trace"[..], None), (&b""[..], Some(Vec::new()))];
+    let headers = headers.into_iter().map(|(name, value)| (name.to_vec(), value)).take(at as usize % 4);
+    let value = value(place).map(String::into_bytes);
+    support::Content { timestamp: timestamp(at), key: key(place), value, headers: headers.collect() }
 }
 
 fn timestamp(at: i64) -> i64 {
@@ -281,10 +227,6 @@ fn value((partition, at): Place) -> Option<String> {
 
 fn matches(place: Place, word: &str) -> bool {
     value(place).is_some_and(|value| value.split(|c: char| !c.is_alphanumeric()).any(|other| other == word))
-}
-
-fn search_request(query: &str, limit: usize, context: Context) -> SearchRequest {
-    SearchRequest { query: query.to_owned(), limit, context, ..SearchRequest::default() }
 }
 
 fn places_of(lines: &[u8]) -> Result<Vec<Place>, Failure> {
@@ -325,7 +267,7 @@ async fn matches_are_replayed_over_both_tiers() -> Result<(), Failure> {
     broker.archive(true).await?;
     broker.delete_below(125)?;
     broker.check("the first files gone").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 /// Between any two chunks the archive takes over what was hot, drops local copies and gets new messages.
@@ -352,7 +294,7 @@ async fn matches_come_once_while_the_archive_moves() -> Result<(), Failure> {
         assert_eq!(found, expected, "round {round}: {word}");
     }
     broker.check("in the end").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -360,17 +302,16 @@ async fn what_has_no_index_is_said_not_left_out() -> Result<(), Failure> {
     let mut broker = Broker::start().await?;
     broker.produce(30).await?;
     broker.archive(true).await?;
-    let off = BTreeMap::from([("search.index".to_owned(), "off".to_owned())]);
-    let topic = broker.topics.create(&TopicName::new("unindexed")?, 1, off)?;
+    let topic = broker.parts.create("unindexed", 1, &[("search.index", "off")])?;
     append(&topic.partitions[0], 0..20).await?;
     for archived in [false, true] {
         if archived {
-            broker.tiering.archive_now(&topic, true).await?;
+            broker.parts.tiering.archive_now(&topic, true).await?;
         }
         for unindexed in [Unindexed::Stop, Unindexed::Skip] {
-            let (query, _) = broker.search.checked("lost", Timestamp(0), vec![topic.name.clone()]).await?;
-            let filter = Filter::Matching { search: broker.search.clone(), query, unindexed };
-            let (reader, tiering) = (broker.reader.clone(), broker.tiering.clone());
+            let (query, _) = broker.parts.search.checked("lost", Timestamp(0), vec![topic.name.clone()]).await?;
+            let filter = Filter::Matching { search: broker.parts.search.clone(), query, unindexed };
+            let (reader, tiering) = (broker.parts.reader.clone(), broker.parts.tiering.clone());
             let replay = replay_matching(reader, tiering, &topic, &ReplayRequest::default(), filter, Format::Ndjson)?;
             let found = collect(Box::pin(replay)).await;
             match unindexed {
@@ -379,9 +320,10 @@ async fn what_has_no_index_is_said_not_left_out() -> Result<(), Failure> {
             }
         }
     }
-    let followed = broker.search.follow(FollowRequest { topics: vec![topic.name.clone()], ..FollowRequest::default() });
+    let followed =
+        broker.parts.search.follow(FollowRequest { topics: vec![topic.name.clone()], ..FollowRequest::default() });
     assert!(matches!(followed.await.err(), Some(SearchError::NotIndexed(_))));
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 /// Messages of the source, as the copy must have them; without their offsets.
@@ -399,9 +341,10 @@ async fn a_copy_has_the_matches_bit_for_bit_and_in_order() -> Result<(), Failure
     broker.produce(150).await?;
     broker.archive(true).await?;
     broker.produce(100).await?;
-    let source = broker.contents(&broker.topic).await?;
+    let source = broker.contents(&broker.parts.topic).await?;
     for query in [None, Some("late"), Some("")] {
-        let copy = broker.copy_to(&format!("copy-{}", query.map_or("all".to_owned(), |q| format!("q{q}"))), 3).await?;
+        let copy =
+            broker.parts.create(&format!("copy-{}", query.map_or("all".to_owned(), |q| format!("q{q}"))), 3, &[])?;
         let request = RepublishRequest { keep_timestamps: true, ..RepublishRequest::default() };
         let mut republish = broker.republish(query, Some(&copy), &request).await??;
         while republish.next().await?.is_some() {}
@@ -425,7 +368,7 @@ async fn a_copy_has_the_matches_bit_for_bit_and_in_order() -> Result<(), Failure
         while counted.next().await?.is_some() {}
         assert_eq!((counted.progress().summary.matched, counted.progress().summary.published), (expected, 0));
     }
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -435,7 +378,7 @@ async fn a_copy_that_stopped_goes_on_and_ends_where_it_would_have() -> Result<()
     broker.archive(true).await?;
     broker.produce(60).await?;
     let expected = broker.matching("lost");
-    let copy = broker.copy_to("copy", 3).await?;
+    let copy = broker.parts.create("copy", 3, &[])?;
     // So slow that it tells of its progress in between.
     let rates = Rates { requests_per_second: 25, bytes_per_second: 0 };
     let mut request = RepublishRequest { keep_timestamps: true, rates, ..RepublishRequest::default() };
@@ -469,14 +412,14 @@ async fn a_copy_that_stopped_goes_on_and_ends_where_it_would_have() -> Result<()
         let copied: Vec<Option<&[u8]>> = copied.iter().map(|record| record.value.as_deref()).collect();
         assert_eq!(copied, wanted.iter().map(|value| value.as_deref().map(str::as_bytes)).collect::<Vec<_>>());
     }
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_goes_where_it_was_asked_to() -> Result<(), Failure> {
     let mut broker = Broker::start().await?;
     broker.produce(50).await?;
-    let (narrow, topic) = (broker.copy_to("narrow", 2).await?, broker.topic.clone());
+    let (narrow, topic) = (broker.parts.create("narrow", 2, &[])?, broker.parts.topic.clone());
     let request = RepublishRequest::default();
     let itself = broker.republish(None, Some(&topic), &request).await?;
     assert!(matches!(itself.err(), Some(RepublishError::IntoItself(_))));
@@ -503,7 +446,7 @@ async fn a_copy_goes_where_it_was_asked_to() -> Result<(), Failure> {
         }
         assert!(record.timestamp.0 > DAY + 1_000_000_000, "the time of now");
     }
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 /// Hits of a follower until there are `count` of them, and its last cursor.
@@ -533,7 +476,7 @@ async fn a_follower_sees_each_match_once_while_the_archive_moves() -> Result<(),
     broker.produce(40).await?;
     let before = broker.matching("lost").len();
     let request = FollowRequest { query: "lost".to_owned(), ..FollowRequest::default() };
-    let mut follow = broker.search.follow(request.clone()).await?;
+    let mut follow = broker.parts.search.follow(request.clone()).await?;
     let mut seen = Vec::new();
     for round in 0..12 {
         broker.produce(25).await?;
@@ -549,7 +492,7 @@ async fn a_follower_sees_each_match_once_while_the_archive_moves() -> Result<(),
             seen.extend(hits);
             broker.produce(5).await?;
             broker.archive(round % 2 == 0).await?;
-            follow = broker.search.follow(FollowRequest { cursor: Some(cursor), ..request.clone() }).await?;
+            follow = broker.parts.search.follow(FollowRequest { cursor: Some(cursor), ..request.clone() }).await?;
         }
     }
     let places: Vec<Place> = broker.matching("lost").into_iter().filter(|(_, at)| *at >= 40).collect();
@@ -559,30 +502,30 @@ async fn a_follower_sees_each_match_once_while_the_archive_moves() -> Result<(),
 
     // From a time on, what is there already comes first.
     let from = Some(Timestamp(timestamp(60)));
-    let mut late = broker.search.follow(FollowRequest { from, ..request.clone() }).await?;
+    let mut late = broker.parts.search.follow(FollowRequest { from, ..request.clone() }).await?;
     let places: Vec<Place> = broker.matching("lost").into_iter().filter(|(_, at)| *at >= 60).collect();
     let (seen, _) = follow_until(&mut late, places.len()).await?;
     assert_eq!(sorted(seen), places);
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_see_topics_come_and_go() -> Result<(), Failure> {
     let mut broker = Broker::start().await?;
     broker.produce(5).await?;
-    let mut all = broker.search.follow(FollowRequest::default()).await?;
-    let named = FollowRequest { topics: vec![broker.topic.name.clone()], ..FollowRequest::default() };
-    let mut one = broker.search.follow(named.clone()).await?;
+    let mut all = broker.parts.search.follow(FollowRequest::default()).await?;
+    let named = FollowRequest { topics: vec![broker.parts.topic.name.clone()], ..FollowRequest::default() };
+    let mut one = broker.parts.search.follow(named.clone()).await?;
     let foreign = FollowRequest { cursor: Some("orders@0:1000".to_owned()), ..named };
-    assert!(matches!(broker.search.follow(foreign).await.err(), Some(SearchError::FollowCursor(_))));
+    assert!(matches!(broker.parts.search.follow(foreign).await.err(), Some(SearchError::FollowCursor(_))));
 
-    let other = broker.copy_to("other", 1).await?;
+    let other = broker.parts.create("other", 1, &[])?;
     append(&other.partitions[0], 0..9).await?;
     let (seen, cursor) = follow_until(&mut all, 9).await?;
     assert_eq!(seen, (0..9).map(|at| (0, at)).collect::<Vec<_>>());
     assert_eq!(cursor, "orders@0:5,1:5,2:5;other@0:9");
 
-    let (topics, name) = (broker.topics.clone(), broker.topic.name.clone());
+    let (topics, name) = (broker.parts.topics.clone(), broker.parts.topic.name.clone());
     tokio::task::spawn_blocking(move || topics.delete(name.as_str())).await??;
     let ended = tokio::time::timeout(PATIENCE, async {
         loop {
@@ -595,7 +538,7 @@ async fn followers_see_topics_come_and_go() -> Result<(), Failure> {
     append(&other.partitions[0], 9..12).await?;
     let (seen, cursor) = follow_until(&mut all, 3).await?;
     assert_eq!((seen, cursor.as_str()), (vec![(0, 9), (0, 10), (0, 11)], "other@0:12"));
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -603,10 +546,13 @@ async fn followers_are_limited() -> Result<(), Failure> {
     let broker = Broker::start().await?;
     let mut followers = Vec::new();
     for _ in 0..thermocline_query::search::FOLLOWERS_MAX {
-        followers.push(broker.search.follow(FollowRequest::default()).await?);
+        followers.push(broker.parts.search.follow(FollowRequest::default()).await?);
     }
-    assert!(matches!(broker.search.follow(FollowRequest::default()).await.err(), Some(SearchError::Followers { .. })));
+    assert!(matches!(
+        broker.parts.search.follow(FollowRequest::default()).await.err(),
+        Some(SearchError::Followers { .. })
+    ));
     followers.pop();
-    assert!(broker.search.follow(FollowRequest::default()).await.is_ok());
-    broker.stop().await
+    assert!(broker.parts.search.follow(FollowRequest::default()).await.is_ok());
+    broker.parts.stop().await
 }

@@ -1,43 +1,29 @@
 //! Search over hot log and archive against a naive reference that tokenises every message: hot, archived, trimmed,
-//! half and half, page by page, and while the archive moves on under the searches; in `language`, the whole of the query
-//! language against the reference of `reference`.
+//! half and half, page by page, and while the archive moves on under the searches.
 
-mod language;
-mod reference;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use thermocline_config::{ByteSize, CacheConfig, LogConfig, SearchConfig, StoreConfig, TieringConfig};
-use thermocline_ingest::clock::{Clock, SystemClock};
-use thermocline_ingest::log::{HotLog, Partition};
-use thermocline_ingest::metadata::MetadataStore;
-use thermocline_ingest::metrics::IngestMetrics;
-use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TimestampType, TopicName};
-use thermocline_ingest::record::BatchEncoder;
-use thermocline_ingest::topics::{Topic, Topics};
+use support::{Content, Failure, PATIENCE, Parts, TOPIC, append, no_cache, request};
+use thermocline_config::CacheConfig;
+use thermocline_ingest::log::Partition;
+use thermocline_ingest::model::{Offset, Timestamp, TopicName};
+use thermocline_ingest::topics::Topic;
 use thermocline_query::replay::{Format, ReplayRequest, replay};
-use thermocline_query::search::{Hit, Search, SearchRequest, SearchResponse, Sort, TotalRelation};
-use thermocline_tiering::metrics::TieringMetrics;
-use thermocline_tiering::reader::TieredReader;
-use thermocline_tiering::store::ColdStore;
-use thermocline_tiering::worker::{Tiering, TieringOptions};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use thermocline_query::search::{Hit, SearchRequest, SearchResponse, Sort, TotalRelation};
+use thermocline_tiering::worker::Tiering;
 
 const PARTITIONS: i32 = 3;
 const BATCH: usize = 10;
 /// 2015-05-17
 const DAY: i64 = 1_431_820_800_000;
-/// Longest wait for the live index before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const WORDS: [&str; 12] =
     ["parcel", "lost", "late", "paid", "refund", "Zürich", "order", "stock", "empty", "cancelled", "twice", "again"];
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 struct Message {
     partition: i32,
@@ -48,100 +34,36 @@ struct Message {
 }
 
 struct Broker {
-    topic: Arc<Topic>,
-    tiering: Arc<Tiering>,
-    reader: Arc<TieredReader>,
-    search: Arc<Search>,
+    parts: Parts,
     messages: Vec<Message>,
-    shutdown: CancellationToken,
-    indexing: JoinHandle<()>,
-    log: Arc<HotLog>,
-    folder: Arc<tempfile::TempDir>,
 }
 
 impl Broker {
-    async fn start() -> Result<Self, Failure> {
-        Self::start_with(CacheConfig::default()).await
-    }
-
-    async fn start_with(cache: CacheConfig) -> Result<Self, Failure> {
-        Self::open(Arc::new(tempfile::tempdir()?), cache, 1).await
-    }
-
-    async fn open(folder: Arc<tempfile::TempDir>, cache: CacheConfig, broker_epoch: u64) -> Result<Self, Failure> {
-        let registry = prometheus::Registry::new();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let log_config = LogConfig::default();
-        let metrics = Arc::new(IngestMetrics::new(&registry)?);
-        let log = HotLog::open(folder.path().join("log"), log_config.clone(), clock.clone(), metrics)?;
-        let store = Arc::new(MetadataStore::open(&folder.path().join("metadata.redb"))?);
-        let topics = Arc::new(Topics::open(store, log.clone(), log_config)?);
-        let overrides = BTreeMap::from([("search.positions".to_owned(), "true".to_owned())]);
-        let topic = match topics.get("orders") {
-            Some(topic) => topic,
-            None => topics.create(&TopicName::new("orders")?, PARTITIONS, overrides)?,
-        };
-        let tiering = Tiering::open(TieringOptions {
-            config: TieringConfig::default(),
-            cache: cache.clone(),
-            store: ColdStore::open(&StoreConfig::default(), folder.path())?,
-            topics,
-            clock: clock.clone(),
-            metrics: Arc::new(TieringMetrics::new(&registry)?),
-            produce_latency: Arc::default(),
-            broker_epoch,
-        })
-        .await?;
-        let reader = Arc::new(TieredReader::new(tiering.clone(), &cache));
-        let scratch = folder.path().join("live");
-        let search = Search::new(SearchConfig::default(), tiering.clone(), reader.clone(), scratch, clock, &registry)?;
-        let shutdown = CancellationToken::new();
-        let indexing = tokio::spawn(search.clone().run(shutdown.clone()));
-        Ok(Self { topic, tiering, reader, search, messages: Vec::new(), shutdown, indexing, log, folder })
+    async fn start(cache: CacheConfig) -> Result<Self, Failure> {
+        let parts = Parts::start(cache, PARTITIONS, &[("search.positions", "true")]).await?;
+        Ok(Self { parts, messages: Vec::new() })
     }
 
     /// Produces `count` messages, round robin over the partitions, and waits until they are acked.
     async fn produce(&mut self, count: usize) -> Result<(), Failure> {
         for partition in 0..PARTITIONS {
-            let log = self.topic.partition(PartitionId(partition)).ok_or("no such partition")?.clone();
+            let log = self.parts.partition(partition)?;
             let first = log.log_end_offset().0;
             let here = self.messages.len();
             let share = count / PARTITIONS as usize;
             self.messages.extend((0..share as i64).map(|i| message(partition, first + i)));
             for batch in self.messages[here..].chunks(BATCH) {
-                let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
-                for (delta, message) in (0..).zip(batch) {
-                    let (key, value) = (message.key.as_bytes(), message.value.as_deref().map(str::as_bytes));
-                    let timestamp = Timestamp(message.timestamp);
-                    encoder.push(Offset(delta), timestamp, Some(key), value, std::iter::empty());
-                }
-                let batch = encoder.finish().ok_or("an empty batch")?;
-                let log = log.clone();
-                tokio::task::spawn_blocking(move || log.append(&batch)).await??;
+                append(log, &batch.iter().map(Message::content).collect::<Vec<_>>()).await?;
             }
-            log.committed(log.log_end_offset()).await?;
         }
         Ok(())
     }
 
-    async fn indexed(&self) -> Result<(), Failure> {
-        let behind = || {
-            let mut partitions = self.topic.partitions.iter();
-            partitions.any(|partition| self.search.indexed_through(partition) < partition.high_watermark())
-        };
-        let wait = async {
-            while behind() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        Ok(tokio::time::timeout(PATIENCE, wait).await?)
-    }
-
     async fn archive(&self, trim: bool) -> Result<(), Failure> {
-        self.tiering.archive_now(&self.topic, trim).await?;
-        for partition in &self.topic.partitions {
+        self.parts.tiering.archive_now(&self.parts.topic, trim).await?;
+        for partition in &self.parts.topic.partitions {
             let end = partition.high_watermark();
-            assert_eq!(self.tiering.manifest(partition).archived_through(), end);
+            assert_eq!(self.parts.tiering.manifest(partition).archived_through(), end);
             if trim {
                 assert_eq!(partition.local_start_offset(), end);
             }
@@ -151,23 +73,23 @@ impl Broker {
 
     /// Changes a setting of the topic.
     async fn alter(&self, key: &str, value: &str) -> Result<(), Failure> {
-        let (topics, key, value) = (self.tiering.topics().clone(), key.to_owned(), value.to_owned());
+        let (topics, key, value) = (self.parts.tiering.topics().clone(), key.to_owned(), value.to_owned());
         let set = |overrides: &mut BTreeMap<String, String>| drop(overrides.insert(key, value));
-        tokio::task::spawn_blocking(move || topics.alter("orders", false, set).map(drop)).await??;
+        tokio::task::spawn_blocking(move || topics.alter(TOPIC, false, set).map(drop)).await??;
         Ok(())
     }
 
     /// Ends when every archived file is indexed as the topic asks for; what was replaced is gone then.
     fn reindexed(&self) -> tokio::task::JoinHandle<Result<(), Failure>> {
-        let (tiering, topic) = (self.tiering.clone(), self.topic.clone());
+        let (tiering, topic) = (self.parts.tiering.clone(), self.parts.topic.clone());
         let is_done = move || topic.partitions.iter().all(|log| tiering.reindexing(log).files == 0);
-        tokio::spawn(delete_what_is_dropped(self.tiering.clone(), self.topic.clone(), is_done))
+        tokio::spawn(delete_what_is_dropped(self.parts.tiering.clone(), self.parts.topic.clone(), is_done))
     }
 
     /// Deletes what lies below `start` in every partition.
     fn delete_below(&mut self, start: i64) -> Result<(), Failure> {
-        for partition in &self.topic.partitions {
-            self.tiering.topics().raise_log_start(partition, Offset(start))?;
+        for partition in &self.parts.topic.partitions {
+            self.parts.tiering.topics().raise_log_start(partition, Offset(start))?;
         }
         self.messages.retain(|message| message.offset >= start);
         Ok(())
@@ -175,9 +97,9 @@ impl Broker {
 
     /// What a replay of everything shows, in no order.
     async fn check_replay(&self, stage: &str) -> Result<(), Failure> {
-        let manifest_of = |partition: &Partition| self.tiering.manifest(partition);
+        let manifest_of = |partition: &Partition| self.parts.tiering.manifest(partition);
         let request = ReplayRequest::default();
-        let lines = replay(self.reader.clone(), &self.topic, &manifest_of, &request, Format::Ndjson)?;
+        let lines = replay(self.parts.reader.clone(), &self.parts.topic, &manifest_of, &request, Format::Ndjson)?;
         let lines = lines.try_fold(Vec::new(), async |lines, chunk| Ok([lines, chunk.to_vec()].concat())).await?;
         let mut shown = BTreeSet::new();
         for line in String::from_utf8(lines)?.lines() {
@@ -191,7 +113,7 @@ impl Broker {
     }
 
     async fn page(&self, request: SearchRequest) -> Result<SearchResponse, Failure> {
-        Ok(self.search.search(request).await?)
+        Ok(self.parts.search.search(request).await?)
     }
 
     async fn all_pages(&self, mut request: SearchRequest) -> Result<Vec<Hit>, Failure> {
@@ -257,13 +179,12 @@ impl Broker {
             assert_eq!(hit.record.key.as_deref(), Some(message.key.as_bytes()));
         }
     }
+}
 
-    async fn stop(self) -> Result<(), Failure> {
-        self.shutdown.cancel();
-        self.indexing.await?;
-        let log = self.log.clone();
-        tokio::task::spawn_blocking(move || log.close()).await??;
-        Ok(())
+impl Message {
+    fn content(&self) -> Content {
+        let value = self.value.clone().map(String::into_bytes);
+        Content { timestamp: self.timestamp, key: Some(self.key.clone().into_bytes()), value, headers: Vec::new() }
     }
 }
 
@@ -286,31 +207,17 @@ fn message(partition: i32, offset: i64) -> Message {
     Message { partition, offset, timestamp: DAY + offset / 3 * 1000, key: format!("key-{offset}"), value }
 }
 
-fn request(query: &str, limit: usize) -> SearchRequest {
-    SearchRequest {
-        query: query.to_owned(),
-        now: Timestamp(DAY),
-        topics: Vec::new(),
-        from: None,
-        to: None,
-        limit,
-        sort: Sort::NewestFirst,
-        cursor: None,
-        ..SearchRequest::default()
-    }
-}
-
 fn places(hits: &[Hit]) -> Vec<(i64, i32, i64)> {
     hits.iter().map(|hit| (hit.record.timestamp.0, hit.partition.0, hit.record.offset.0)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tiers_answer_as_one() -> Result<(), Failure> {
-    let mut broker = Broker::start().await?;
+    let mut broker = Broker::start(CacheConfig::default()).await?;
     broker.check("nothing yet").await?;
 
     broker.produce(240).await?;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
     broker.check("hot").await?;
     let hot = broker.page(request("parcel", 10)).await?;
     assert!(hot.stats.hot_docs >= 240, "{:?}", hot.stats);
@@ -319,23 +226,23 @@ async fn the_tiers_answer_as_one() -> Result<(), Failure> {
     broker.check("archived, still in the log").await?;
 
     broker.produce(120).await?;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
     broker.check("half and half").await?;
 
     broker.archive(true).await?;
     broker.check("trimmed").await?;
 
     broker.produce(60).await?;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
     broker.check("trimmed, with new messages").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_messages_are_not_found_or_replayed() -> Result<(), Failure> {
-    let mut broker = Broker::start().await?;
+    let mut broker = Broker::start(CacheConfig::default()).await?;
     broker.produce(240).await?;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
     broker.delete_below(13)?;
     broker.check("hot").await?;
     broker.check_replay("hot").await?;
@@ -356,19 +263,19 @@ async fn deleted_messages_are_not_found_or_replayed() -> Result<(), Failure> {
     broker.check_replay("trimmed, the first file gone").await?;
 
     broker.produce(60).await?;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
     broker.delete_below(125)?;
     broker.check("all of the archive gone").await?;
     broker.check_replay("all of the archive gone").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_is_found_once_while_the_archive_moves() -> Result<(), Failure> {
-    let mut broker = Broker::start().await?;
+    let mut broker = Broker::start(CacheConfig::default()).await?;
     for (round, word) in WORDS.iter().enumerate().take(6) {
         broker.produce(150).await?;
-        broker.indexed().await?;
+        broker.parts.indexed().await?;
         let expected = broker.expected(word, None);
         let archive = broker.archive(round % 2 == 1);
         tokio::pin!(archive);
@@ -393,24 +300,23 @@ async fn every_message_is_found_once_while_the_archive_moves() -> Result<(), Fai
         }
     }
     broker.check("in the end").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_is_found_once_while_files_are_merged() -> Result<(), Failure> {
     // So small that searches go to the store, and meet what is gone from it.
-    let tiny = ByteSize::bytes(1);
-    let cache = CacheConfig { batches_max_bytes: tiny, blocks_max_bytes: tiny, ..CacheConfig::default() };
-    let mut broker = Broker::start_with(cache).await?;
+    let mut broker = Broker::start(no_cache()).await?;
     for _ in 0..12 {
         broker.produce(60).await?;
         broker.archive(true).await?;
     }
-    broker.indexed().await?;
-    let (tiering, topic) = (broker.tiering.clone(), broker.topic.clone());
+    broker.parts.indexed().await?;
+    let (tiering, topic) = (broker.parts.tiering.clone(), broker.parts.topic.clone());
     let is_merged = move || topic.partitions.iter().all(|log| tiering.manifest(log).files.len() < 8);
-    let deleter = tokio::spawn(delete_what_is_dropped(broker.tiering.clone(), broker.topic.clone(), is_merged));
-    tokio::spawn(broker.tiering.clone().run(broker.shutdown.clone()));
+    let deleter =
+        tokio::spawn(delete_what_is_dropped(broker.parts.tiering.clone(), broker.parts.topic.clone(), is_merged));
+    tokio::spawn(broker.parts.tiering.clone().run(broker.parts.shutdown.clone()));
     let searches = async {
         let mut round = 0;
         while !deleter.is_finished() {
@@ -426,22 +332,20 @@ async fn every_message_is_found_once_while_files_are_merged() -> Result<(), Fail
     tokio::time::timeout(PATIENCE, searches).await??;
     deleter.await??;
     broker.check("merged").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 /// Hot and cold, and with its splits deleted as soon as they are replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_is_found_once_while_files_are_indexed_again() -> Result<(), Failure> {
-    let tiny = ByteSize::bytes(1);
-    let cache = CacheConfig { batches_max_bytes: tiny, blocks_max_bytes: tiny, ..CacheConfig::default() };
-    let mut broker = Broker::start_with(cache).await?;
+    let mut broker = Broker::start(no_cache()).await?;
     for _ in 0..3 {
         broker.produce(300).await?;
         broker.archive(true).await?;
     }
     broker.produce(60).await?;
-    broker.indexed().await?;
-    tokio::spawn(broker.tiering.clone().run(broker.shutdown.clone()));
+    broker.parts.indexed().await?;
+    tokio::spawn(broker.parts.tiering.clone().run(broker.parts.shutdown.clone()));
     for (key, value) in [("search.tokenizer", "log"), ("search.fields", "value"), ("search.tokenizer", "default")] {
         broker.alter(key, value).await?;
         let deleter = broker.reindexed();
@@ -468,9 +372,9 @@ async fn every_message_is_found_once_while_files_are_indexed_again() -> Result<(
     assert_eq!((nothing.total, nothing.stats.files_unindexed), (0, 9));
     broker.alter("search.index", "json").await?;
     tokio::time::timeout(PATIENCE, broker.reindexed()).await???;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
     broker.check("indexed again").await?;
-    broker.stop().await
+    broker.parts.stop().await
 }
 
 /// Deletes every object as soon as the manifests do not name it any more, until `is_done`.
@@ -498,11 +402,11 @@ async fn delete_what_is_dropped(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn phrases_scores_and_refusals() -> Result<(), Failure> {
-    let mut broker = Broker::start().await?;
+    let mut broker = Broker::start(CacheConfig::default()).await?;
     broker.produce(300).await?;
     broker.archive(false).await?;
     broker.produce(90).await?;
-    broker.indexed().await?;
+    broker.parts.indexed().await?;
 
     let phrase = broker.all_pages(request("\"lost late\"", 6)).await?;
     let follows = |message: &&Message| {
@@ -523,11 +427,11 @@ async fn phrases_scores_and_refusals() -> Result<(), Failure> {
     assert_eq!(hits.len(), broker.messages.iter().filter(either).count());
 
     for bad in ["colour:red", "pa-*el", "(lost", "value:/x$/"] {
-        assert!(broker.search.search(request(bad, 1)).await.is_err(), "{bad}");
+        assert!(broker.parts.search.search(request(bad, 1)).await.is_err(), "{bad}");
     }
     let mut unknown = request("lost", 1);
     unknown.topics = vec![TopicName::new("nowhere")?];
-    assert!(broker.search.search(unknown).await.is_err());
-    assert!(broker.search.search(request("lost", usize::MAX)).await.is_err());
-    broker.stop().await
+    assert!(broker.parts.search.search(unknown).await.is_err());
+    assert!(broker.parts.search.search(request("lost", usize::MAX)).await.is_err());
+    broker.parts.stop().await
 }

@@ -62,6 +62,8 @@ async fn accept(listener: TcpListener, service: S3Service, faults: Faults) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let (service, faults) = (service.clone(), faults.clone());
+        // Else the end of an answer waits until its beginning is acknowledged.
+        let _ = stream.set_nodelay(true);
         connections.spawn(async move {
             let http = ConnectionBuilder::new(TokioExecutor::new());
             // A client that hangs up is no concern of the server.

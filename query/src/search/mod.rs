@@ -481,7 +481,10 @@ impl Search {
     async fn check(&self, query: &SearchQuery, topics: &[Arc<Topic>]) -> Result<(), SearchError> {
         // Which partition makes no difference to what is wrong.
         let query = query.in_partition(PartitionId(0))?;
-        query.build(&self.template(SplitOptions::default()).await?, None)?;
+        // Parts about topics that are not searched are looked at too, by the analyser that refuses less than the other:
+        // what is one word in logs may be several elsewhere.
+        let lenient = SplitOptions { analyser: Analyser::Log, ..SplitOptions::default() };
+        query.build(&self.template(lenient).await?, None)?;
         let mut ways: Vec<SplitOptions> = Vec::new();
         for topic in topics {
             let options = SplitOptions::of_topic(&topic.config()).unwrap_or_default();

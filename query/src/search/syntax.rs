@@ -306,7 +306,7 @@ impl Parser {
                 };
                 self.range(field)
             }
-            Some('*') if self.peek_at(1).is_none_or(|c| c.is_whitespace() || word::ENDS.contains(&c)) => {
+            Some('*') if self.peek_at(1).is_none_or(|c| word::ends(c, field.is_some())) => {
                 self.at += 1;
                 Ok(field.cloned().map_or(QueryNode::All, |field| QueryNode::Exists { field }))
             }

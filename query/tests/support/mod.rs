@@ -1,9 +1,8 @@
-//! A broker's parts without its listeners: log, archive in a local folder, live index and search.
+//! A broker's parts without its listeners: log, archive, live index and search.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,21 +20,40 @@ use thermocline_tiering::metrics::TieringMetrics;
 use thermocline_tiering::reader::TieredReader;
 use thermocline_tiering::store::ColdStore;
 use thermocline_tiering::worker::{Tiering, TieringOptions};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Longest wait for the live index before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The folder in the data folder that is the object store.
+pub const STORE: &str = "cold";
+/// The topic that is there from the start.
+pub const TOPIC: &str = "orders";
 
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 pub struct Parts {
+    pub topics: Arc<Topics>,
     pub topic: Arc<Topic>,
     pub tiering: Arc<Tiering>,
+    pub reader: Arc<TieredReader>,
     pub search: Arc<Search>,
+    pub clock: Arc<dyn Clock>,
     pub registry: Registry,
     pub shutdown: CancellationToken,
+    indexing: JoinHandle<()>,
     log: Arc<HotLog>,
-    folder: tempfile::TempDir,
+    broker_epoch: u64,
+    folder: Arc<tempfile::TempDir>,
+}
+
+/// What one message says.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    pub timestamp: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 /// A cache in which nothing stays.
@@ -47,7 +65,27 @@ pub fn no_cache() -> CacheConfig {
 impl Parts {
     /// One topic, searched and indexed live.
     pub async fn start(cache: CacheConfig, partitions: i32, settings: &[(&str, &str)]) -> Result<Self, Failure> {
-        let folder = tempfile::tempdir()?;
+        let folder = Arc::new(tempfile::tempdir()?);
+        let store = ColdStore::open(&StoreConfig::default(), folder.path())?;
+        Self::open(folder, store, cache, 1, |topics| create(topics, TOPIC, partitions, settings)).await
+    }
+
+    /// The same disk under a new process, with nothing in its caches; its archive in `store`, else where it was.
+    pub async fn restart(self, store: Option<ColdStore>, cache: CacheConfig) -> Result<Self, Failure> {
+        let (folder, epoch) = (self.folder.clone(), self.broker_epoch + 1);
+        self.stop().await?;
+        let local = || ColdStore::open(&StoreConfig::default(), folder.path());
+        let store = store.map_or_else(local, Ok)?;
+        Self::open(folder, store, cache, epoch, |topics| Ok(topics.get(TOPIC).ok_or("the topic is gone")?)).await
+    }
+
+    async fn open(
+        folder: Arc<tempfile::TempDir>,
+        store: ColdStore,
+        cache: CacheConfig,
+        broker_epoch: u64,
+        topic: impl FnOnce(&Topics) -> Result<Arc<Topic>, Failure>,
+    ) -> Result<Self, Failure> {
         let registry = Registry::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let log_config = LogConfig::default();
@@ -55,26 +93,42 @@ impl Parts {
         let log = HotLog::open(folder.path().join("log"), log_config.clone(), clock.clone(), metrics)?;
         let metadata = Arc::new(MetadataStore::open(&folder.path().join("metadata.redb"))?);
         let topics = Arc::new(Topics::open(metadata, log.clone(), log_config)?);
-        let settings: BTreeMap<_, _> =
-            settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        let topic = topics.create(&TopicName::new("events")?, partitions, settings)?;
+        let topic = topic(&topics)?;
         let tiering = Tiering::open(TieringOptions {
             config: TieringConfig::default(),
             cache: cache.clone(),
-            store: ColdStore::open(&StoreConfig::default(), folder.path())?,
-            topics,
+            store,
+            topics: topics.clone(),
             clock: clock.clone(),
             metrics: Arc::new(TieringMetrics::new(&registry)?),
             produce_latency: Arc::default(),
-            broker_epoch: 1,
+            broker_epoch,
         })
         .await?;
         let reader = Arc::new(TieredReader::new(tiering.clone(), &cache));
         let scratch = folder.path().join("live");
-        let search = Search::new(SearchConfig::default(), tiering.clone(), reader, scratch, clock, &registry)?;
+        let config = SearchConfig::default();
+        let search = Search::new(config, tiering.clone(), reader.clone(), scratch, clock.clone(), &registry)?;
         let shutdown = CancellationToken::new();
-        tokio::spawn(search.clone().run(shutdown.clone()));
-        Ok(Self { topic, tiering, search, registry, shutdown, log, folder })
+        let indexing = tokio::spawn(search.clone().run(shutdown.clone()));
+        Ok(Self {
+            topics,
+            topic,
+            tiering,
+            reader,
+            search,
+            clock,
+            registry,
+            shutdown,
+            indexing,
+            log,
+            broker_epoch,
+            folder,
+        })
+    }
+
+    pub fn create(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<Arc<Topic>, Failure> {
+        create(&self.topics, name, partitions, settings)
     }
 
     pub fn partition(&self, partition: i32) -> Result<&Arc<Partition>, Failure> {
@@ -93,17 +147,11 @@ impl Parts {
         key: Option<&str>,
         messages: &[(i64, String)],
     ) -> Result<(), Failure> {
-        let log = self.partition(partition)?.clone();
-        let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
-        for (delta, (timestamp, value)) in (0..).zip(messages) {
-            let key = key.map(str::as_bytes);
-            encoder.push(Offset(delta), Timestamp(*timestamp), key, Some(value.as_bytes()), std::iter::empty());
-        }
-        let batch = encoder.finish().ok_or("an empty batch")?;
-        let appender = log.clone();
-        let appended = tokio::task::spawn_blocking(move || appender.append(&batch)).await??;
-        log.committed(appended.last_offset.next()).await?;
-        Ok(())
+        let content = |(timestamp, value): &(i64, String)| {
+            let (key, value) = (key.map(Into::into), Some(value.clone().into()));
+            Content { timestamp: *timestamp, key, value, headers: Vec::new() }
+        };
+        append(self.partition(partition)?, &messages.iter().map(content).collect::<Vec<_>>()).await
     }
 
     /// Compacts what is due.
@@ -114,11 +162,10 @@ impl Parts {
 
     /// Waits until everything acked so far can be found.
     pub async fn indexed(&self) -> Result<(), Failure> {
-        let ends: Vec<Offset> = self.topic.partitions.iter().map(|partition| partition.high_watermark()).collect();
-        let behind = || {
-            let mut partitions = self.topic.partitions.iter().zip(&ends);
-            partitions.any(|(partition, end)| self.search.indexed_through(partition) < *end)
-        };
+        let topics = self.topics.list();
+        let partitions = topics.iter().flat_map(|topic| &topic.partitions);
+        let ends: Vec<_> = partitions.map(|partition| (partition, partition.high_watermark())).collect();
+        let behind = || ends.iter().any(|(partition, end)| self.search.indexed_through(partition) < *end);
         let wait = async {
             while behind() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -127,17 +174,42 @@ impl Parts {
         Ok(tokio::time::timeout(PATIENCE, wait).await?)
     }
 
+    /// The folder of all data.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The local folder that is the object store.
     pub fn store_folder(&self) -> PathBuf {
-        self.folder.path().join("cold")
+        self.folder().join(STORE)
     }
 
     pub async fn stop(self) -> Result<(), Failure> {
         self.shutdown.cancel();
+        self.indexing.await?;
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.close()).await??;
         Ok(())
     }
+}
+
+fn create(topics: &Topics, name: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<Arc<Topic>, Failure> {
+    let settings = settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    Ok(topics.create(&TopicName::new(name)?, partitions, settings)?)
+}
+
+/// Appends one batch and waits until it is acked.
+pub async fn append(log: &Arc<Partition>, batch: &[Content]) -> Result<(), Failure> {
+    let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+    for (delta, Content { timestamp, key, value, headers }) in (0..).zip(batch) {
+        let headers = headers.iter().map(|(name, value)| (name.as_slice(), value.as_deref()));
+        encoder.push(Offset(delta), Timestamp(*timestamp), key.as_deref(), value.as_deref(), headers);
+    }
+    let batch = encoder.finish().ok_or("an empty batch")?;
+    let appender = log.clone();
+    let appended = tokio::task::spawn_blocking(move || appender.append(&batch)).await??;
+    log.committed(appended.last_offset.next()).await?;
+    Ok(())
 }
 
 /// Newest first over all topics.

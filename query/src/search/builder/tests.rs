@@ -3,16 +3,18 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use tantivy::collector::DocSetCollector;
 use thermocline_ingest::model::{PartitionId, Timestamp, TopicName};
-use thermocline_tiering::split::SplitReader;
+use thermocline_tiering::split::{Analyser, SplitOptions, SplitReader};
 
 use super::*;
 use crate::search::pattern::{Case, Part};
-use crate::search::testing::{Doc, Leaves, split_with};
+use crate::search::testing::{Doc, Leaves, split_of, split_with};
 
 #[path = "../../../tests/reference/mod.rs"]
 mod reference;
 
-use reference::{Literal as Wanted, Message, NOW, Query as Reference, REGEXES, contents, queries};
+use reference::generated::{Vocabulary, contents};
+use reference::words::Tokenizer;
+use reference::{Content, Literal as Wanted, Message, NOW, Query as Reference, REGEXES, TOPICS, TopicKind};
 
 const TOPIC: &str = "orders";
 
@@ -20,19 +22,19 @@ fn topic() -> TopicName {
     TopicName::new(TOPIC).unwrap()
 }
 
-fn doc(message: &Message) -> Doc {
-    let value = message.content.value.clone().unwrap_or_default();
+fn doc((offset, content): (i64, &Content)) -> Doc {
+    let value = content.value.clone().unwrap_or_default();
     let json = serde_json::from_str(&value).unwrap_or_default();
     // A repeated name has several values.
     let mut headers = serde_json::Map::new();
-    for (name, text) in &message.content.headers {
+    for (name, text) in &content.headers {
         let values = headers.entry(name).or_insert_with(|| serde_json::json!([]));
         values.as_array_mut().unwrap().push(serde_json::json!(text));
     }
     Doc {
-        offset: message.offset,
-        timestamp: message.timestamp,
-        key: message.content.key.clone().unwrap_or_default(),
+        offset,
+        timestamp: content.timestamp(),
+        key: content.key.clone().unwrap_or_default(),
         value,
         json,
         headers: headers.into(),
@@ -57,7 +59,7 @@ fn node(query: &Reference) -> QueryNode {
         }
         Reference::Wildcard { field: name, pattern } => {
             let case = if name == "topic" { Case::Kept } else { Case::Folded };
-            let pattern = Pattern::wildcard(&Part::all_of(pattern), case, None).unwrap();
+            let pattern = Pattern::wildcard(&Part::all_of(&pattern.replace('\\', "\\\\")), case, None).unwrap();
             return QueryNode::Pattern { field: field(name), pattern };
         }
         Reference::Regex { field: name, number } => {
@@ -85,8 +87,9 @@ fn node(query: &Reference) -> QueryNode {
     QueryNode::Bool { must, should, must_not, filter: Vec::new(), minimum_should_match: 0 }
 }
 
-fn found(query: &SearchQuery, split: &SplitReader) -> Result<BTreeSet<u32>, QueryError> {
-    let query = query.in_partition(PartitionId(0))?.build(split, Some(&topic()))?;
+fn found(query: &SearchQuery, topic: &str, split: &SplitReader) -> Result<BTreeSet<u32>, QueryError> {
+    let topic = TopicName::new(topic).unwrap();
+    let query = query.in_partition(PartitionId(0))?.build(split, Some(&topic))?;
     let docs = split.searcher.search(&query, &DocSetCollector).unwrap();
     Ok(docs.into_iter().map(|doc| doc.doc_id).collect())
 }
@@ -95,37 +98,48 @@ fn asked(root: QueryNode) -> SearchQuery {
     SearchQuery { root, now: Timestamp(NOW) }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+/// As a tree and as text, with and without columns of JSON leaves, a query finds what looking at every message finds.
+fn check(kind: &'static TopicKind, contents: &[Content], queries: &[Reference]) -> Result<(), TestCaseError> {
+    let messages: Vec<Message> =
+        (0..).zip(contents).map(|(offset, content)| Message::new(kind, 0, offset, content)).collect();
+    let docs: Vec<Doc> = (0..).zip(contents).map(doc).collect();
+    let analyser = if kind.tokenizer == Tokenizer::Log { Analyser::Log } else { Analyser::Words };
+    let splits = [false, true].map(|fast| split_of(SplitOptions { analyser, fast, ..SplitOptions::default() }, &docs));
+    for query in queries {
+        let expected: BTreeSet<u32> =
+            (0..).zip(&messages).filter(|(_, message)| query.matches(message)).map(|(doc, _)| doc).collect();
+        let text = query.text();
+        let typed = SearchQuery::parse(&text, Timestamp(NOW));
+        let typed = typed.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+        for (split, leaves) in splits.iter().zip(["indexed", "in columns"]) {
+            let split = split.as_ref().unwrap();
+            prop_assert_eq!(found(&typed, kind.name, split), Ok(expected.clone()), "{}, leaves {}", &text, leaves);
+            let tree = asked(node(query));
+            prop_assert_eq!(found(&tree, kind.name, split), Ok(expected.clone()), "{:?}, leaves {}", tree, leaves);
+        }
+        // What is known before a split is opened agrees with what is in it.
+        prop_assert!(expected.is_empty() || typed.may_match(&TopicName::new(kind.name).unwrap()), "{}", &text);
+        let times = typed.times();
+        for doc in &expected {
+            let at = messages[*doc as usize].timestamp;
+            prop_assert!(times.first <= at && at <= times.last, "{}: {:?} and {}", &text, times, at);
+        }
+    }
+    Ok(())
+}
 
-    /// As a tree and as text, with and without columns of JSON leaves, a query finds what looking at every message finds.
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     #[test]
     fn queries_find_what_a_scan_finds(
         contents in prop::collection::vec(contents(), 1..40),
-        queries in prop::collection::vec(queries(), 24),
+        queries in prop::collection::vec(Vocabulary::generated(Tokenizer::Default).queries(), 24),
+        of_logs in prop::collection::vec(Vocabulary::generated(Tokenizer::Log).queries(), 24),
     ) {
-        let messages: Vec<Message> = (0..).zip(contents).map(|(offset, content)| Message::new(TOPIC, 0, offset, content)).collect();
-        let docs: Vec<Doc> = messages.iter().map(doc).collect();
-        let splits = [Leaves::Indexed, Leaves::InColumns].map(|leaves| split_with(true, leaves, &docs).unwrap());
-        for query in queries {
-            let expected: BTreeSet<u32> =
-                (0..).zip(&messages).filter(|(_, message)| query.matches(message)).map(|(doc, _)| doc).collect();
-            let text = query.text();
-            let typed = SearchQuery::parse(&text, Timestamp(NOW));
-            let typed = typed.unwrap_or_else(|error| panic!("{text}: {error:?}"));
-            for (split, leaves) in splits.iter().zip(["indexed", "in columns"]) {
-                prop_assert_eq!(found(&typed, split), Ok(expected.clone()), "{}, leaves {}", &text, leaves);
-                let tree = asked(node(&query));
-                prop_assert_eq!(found(&tree, split), Ok(expected.clone()), "{:?}, leaves {}", tree, leaves);
-            }
-            // What is known before a split is opened agrees with what is in it.
-            prop_assert!(expected.is_empty() || typed.may_match(&topic()), "{}", &text);
-            let times = typed.times();
-            for doc in &expected {
-                let at = messages[*doc as usize].timestamp;
-                prop_assert!(times.first <= at && at <= times.last, "{}: {:?} and {}", &text, times, at);
-            }
-        }
+        let of = |name: &str| TOPICS.iter().find(|kind| kind.name == name).unwrap();
+        check(of("orders"), &contents, &queries)?;
+        check(of("orders-log"), &contents, &[queries, of_logs].concat())?;
     }
 }
 
@@ -167,12 +181,12 @@ fn clauses_count_as_they_should() {
         (boolean(&["---"], &[], &[], &["a"], 0), vec![0, 1, 3]),
         (boolean(&["---"], &[], &[], &[], 0), vec![]),
     ] {
-        assert_eq!(found(&asked(node.clone()), &split), Ok(expected.into_iter().collect()), "{node:?}");
+        assert_eq!(found(&asked(node.clone()), TOPIC, &split), Ok(expected.into_iter().collect()), "{node:?}");
     }
     let any = QueryNode::Words { field: FieldName::from("value"), text: "a d".into(), operator: Operator::Or };
-    assert_eq!(found(&asked(any), &split), Ok([0, 1, 3, 4].into()));
+    assert_eq!(found(&asked(any), TOPIC, &split), Ok([0, 1, 3, 4].into()));
     // All words, without positions.
-    assert_eq!(found(&asked(words("b-a")), &split), Ok([0, 3].into()));
+    assert_eq!(found(&asked(words("b-a")), TOPIC, &split), Ok([0, 3].into()));
 }
 
 #[test]

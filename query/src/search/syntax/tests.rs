@@ -285,6 +285,16 @@ fn what_is_not_offered_is_refused_where_it_stands() {
 }
 
 #[test]
+fn a_star_before_what_ends_no_word_is_a_wildcard() {
+    for (query, written) in [("*\\:8080", "*:8080"), ("key:*\\(1", "*(1"), ("key:*:8080", "*:8080")] {
+        let root = SearchQuery::parse(query, Timestamp(NOW)).unwrap().root;
+        let QueryNode::Pattern { pattern, .. } = root else { panic!("{query}: {root:?}") };
+        assert_eq!(pattern.written(), written, "{query}");
+    }
+    assert!(matches!(SearchQuery::parse("key:(*)", Timestamp(NOW)).unwrap().root, QueryNode::Exists { .. }));
+}
+
+#[test]
 fn phrases_need_positions() {
     for query in ["\"parcel late\"", "late-parcel", "lost \"parcel late\""] {
         let error = find_in(query, false).expect_err(query);

@@ -5,7 +5,12 @@ use crate::search::ast::{FieldName, Place, QueryNode, Text};
 use crate::search::pattern::{Part, Pattern};
 
 /// Characters that end a word, unless a backslash stands before them.
-pub(super) const ENDS: [char; 11] = ['^', '`', ':', '{', '}', '"', '[', ']', '(', ')', '\\'];
+const ENDS: [char; 10] = ['^', '`', ':', '{', '}', '"', '[', ']', '(', ')'];
+
+/// Whether a word ends before `c`; behind a field a colon is a part of it.
+pub(super) fn ends(c: char, is_behind_field: bool) -> bool {
+    c.is_whitespace() || (ENDS.contains(&c) && !(c == ':' && is_behind_field))
+}
 
 /// A bare word as it was written.
 pub(super) struct Word {
@@ -16,7 +21,7 @@ pub(super) struct Word {
 }
 
 impl Parser {
-    /// A word up to a space or a special character; behind a field a colon is a part of it.
+    /// A word up to a space or a special character.
     pub(super) fn word(&mut self, is_behind_field: bool) -> Parsed<Word> {
         let (start, column) = (self.at, self.column());
         let mut word = Word { text: String::new(), column, parts: Vec::new() };
@@ -33,9 +38,8 @@ impl Parser {
                 self.at += 2;
                 continue;
             }
-            let ends = if c == ':' { !is_behind_field } else { ENDS.contains(&c) };
             let is_minus = self.at == start && c == '-' && !self.peek_at(1).is_some_and(|c| c.is_ascii_digit());
-            if c.is_whitespace() || ends || is_minus {
+            if ends(c, is_behind_field) || is_minus {
                 break;
             }
             match c {
