@@ -168,7 +168,7 @@ impl HotLog {
         for entry in fs::read_dir(&removed).on("list", &removed)? {
             self.env.eraser.delete(&entry.on("list", &removed)?.path())?;
         }
-        fs::remove_dir(&removed).on("delete", &removed)
+        fs::remove_dir_all(&removed).on("delete", &removed)
     }
 
     /// Every partition that is open.
