@@ -24,7 +24,7 @@ use super::date::{self, DateFormat};
 use super::error::{ElasticError, shown};
 use super::object::{Members, number_of};
 use crate::search::ast::{FieldName, Literal, LiteralValue, Operator, QueryError, QueryNode, SearchQuery};
-use crate::search::pattern::{Case, Part, Pattern};
+use crate::search::pattern::{Case, PATTERNS_MAX, Part, Pattern, too_many};
 use crate::time::Rounding;
 
 /// Queries in one request, those of aggregations included.
@@ -38,12 +38,13 @@ const FIELDS: &str = "value, key, headers.<name>, json.<path>, offset, partition
 pub(crate) struct Dsl {
     now: Timestamp,
     clauses_left: usize,
+    patterns_left: usize,
     nesting_left: usize,
 }
 
 impl Dsl {
     pub fn new(now: Timestamp) -> Self {
-        Self { now, clauses_left: CLAUSES_MAX, nesting_left: NESTING_MAX }
+        Self { now, clauses_left: CLAUSES_MAX, patterns_left: PATTERNS_MAX, nesting_left: NESTING_MAX }
     }
 
     /// One query with what is in it.
@@ -143,6 +144,7 @@ impl Dsl {
                 let pattern = text(&mut settings, kind, "value")?;
                 settings.ignore(&["rewrite", "case_insensitive", "flags", "max_determinized_states"]);
                 let field = self.field(&name)?;
+                self.count_patterns(kind, 1)?;
                 let pattern =
                     Pattern::regex(&pattern, case_of(&field), None).map_err(|error| unreadable(kind, error))?;
                 QueryNode::Pattern { field, pattern }
@@ -296,6 +298,12 @@ impl Dsl {
         Ok(QueryNode::Exact { field: self.field(name)?, value })
     }
 
+    fn count_patterns(&mut self, kind: &str, count: usize) -> Result<(), ElasticError> {
+        let left = self.patterns_left.checked_sub(count).ok_or_else(|| unreadable(kind, too_many(None)))?;
+        self.patterns_left = left;
+        Ok(())
+    }
+
     fn wildcard(&mut self, name: &str, pattern: &str) -> Result<QueryNode, ElasticError> {
         let field = self.field(name)?;
         match Part::all_of(pattern).as_slice() {
@@ -303,6 +311,7 @@ impl Dsl {
             [Part::Text(start), Part::Any] => Ok(QueryNode::Prefix { field, text: start.as_str().into() }),
             [Part::Text(text)] => self.equal(name, text.as_str().into()),
             parts => {
+                self.count_patterns("wildcard", 1)?;
                 let pattern = Pattern::wildcard(parts, case_of(&field), None);
                 let pattern = pattern.map_err(|error| unreadable("wildcard", error))?;
                 Ok(QueryNode::Pattern { field, pattern })
@@ -373,7 +382,9 @@ impl Dsl {
             "phrase_slop",
         ]);
         let parsed = SearchQuery::parse_with(&query, self.now, operator);
-        parsed.map(|query| query.root).map_err(|error| unreadable("query_string", error))
+        let root = parsed.map_err(|error| unreadable("query_string", error))?.root;
+        self.count_patterns("query_string", root.patterns())?;
+        Ok(root)
     }
 
     /// The field that a name means.

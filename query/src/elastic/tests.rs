@@ -199,6 +199,19 @@ fn clauses_keep_their_kind() {
 }
 
 #[test]
+fn a_request_has_so_many_patterns() {
+    let wildcards = |count| vec![json!({"wildcard": {"value": "p*l"}}); count];
+    let both = |count, text: &str| {
+        let mut filter = wildcards(count);
+        filter.push(json!({"query_string": {"query": text}}));
+        query(json!({"bool": {"filter": filter}}))
+    };
+    assert!(both(62, "a*b c*d").is_ok());
+    assert!(both(62, "a*b c*d e*f").is_err());
+    assert!(query(json!({"bool": {"filter": wildcards(65)}})).is_err());
+}
+
+#[test]
 fn query_strings_are_the_query_language() {
     let parsed = |operator: Option<&str>| {
         let mut settings = json!({"query": "late parcel", "analyze_wildcard": true, "default_field": "*"});

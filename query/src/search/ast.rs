@@ -365,6 +365,18 @@ impl SearchQuery {
 }
 
 impl QueryNode {
+    /// How many patterns are in it.
+    pub(crate) fn patterns(&self) -> usize {
+        match self {
+            Self::Pattern { .. } => 1,
+            Self::Bool { must, should, must_not, filter, .. } => {
+                [must, should, must_not, filter].into_iter().flatten().map(Self::patterns).sum()
+            }
+            Self::Boost { node, .. } => node.patterns(),
+            _ => 0,
+        }
+    }
+
     /// The message of an id, `topic/partition/offset`; none where no message can have it.
     pub fn with_id(id: &str) -> Self {
         let Some((topic, partition, offset)) = place_of(id) else { return Self::Nothing };

@@ -276,9 +276,7 @@ impl Builder<'_> {
             return Err(pattern.error(format!("{name} has no words that {written:?} could fit")));
         };
         pattern.check(self.split.fields.analyser)?;
-        let left = self.patterns_left.get().checked_sub(1).ok_or_else(|| {
-            pattern.error(format!("more than {PATTERNS_MAX} wildcards and regular expressions in one query"))
-        })?;
+        let left = self.patterns_left.get().checked_sub(1).ok_or_else(|| pattern.too_many())?;
         self.patterns_left.set(left);
         let before = words.term("").serialized_value_bytes().len();
         Ok(TermsBetween::fitting(&words.term(pattern.start()), before, pattern.matcher().clone()).into())

@@ -161,10 +161,20 @@ impl Pattern {
         QueryError::new(message, self.column)
     }
 
+    pub fn too_many(&self) -> QueryError {
+        too_many(self.column)
+    }
+
     /// As it was given.
     pub fn written(&self) -> &str {
         &self.written
     }
+}
+
+/// That a query has more than [`PATTERNS_MAX`]. Readers of queries say so before they make another matcher, for a query
+/// has room for thousands.
+pub(crate) fn too_many(column: Column) -> QueryError {
+    QueryError::new(format!("more than {PATTERNS_MAX} wildcards and regular expressions in one query"), column)
 }
 
 fn matcher(written: &str, regex: &str, case: Case, column: Column) -> Result<Regex, QueryError> {

@@ -39,7 +39,7 @@ use std::ops::Bound;
 use thermocline_ingest::model::Timestamp;
 
 use super::ast::{FieldName, Literal, LiteralValue, Operator, Place, QueryError, QueryNode, SearchQuery, Text};
-use super::pattern::{Case, Part, Pattern};
+use super::pattern::{Case, PATTERNS_MAX, Part, Pattern, too_many};
 use clauses::{Clause, Link, Occur, boolean, combine, not};
 use word::Word;
 
@@ -72,8 +72,14 @@ impl SearchQuery {
             let message = format!("a query of {} bytes exceeds the limit of {QUERY_LEN_MAX}", text.len());
             return Err(QueryError::new(message, None));
         }
-        let mut parser =
-            Parser { chars: text.chars().collect(), at: 0, depth: 0, clauses_left: QUERY_CLAUSES_MAX, default };
+        let mut parser = Parser {
+            chars: text.chars().collect(),
+            at: 0,
+            depth: 0,
+            clauses_left: QUERY_CLAUSES_MAX,
+            patterns_left: PATTERNS_MAX,
+            default,
+        };
         parser.skip_space();
         if parser.peek().is_none() {
             return Ok(Self { root: QueryNode::All, now });
@@ -92,6 +98,7 @@ struct Parser {
     at: usize,
     depth: usize,
     clauses_left: usize,
+    patterns_left: usize,
     default: Operator,
 }
 
@@ -140,6 +147,12 @@ impl Parser {
         let result = inner(self);
         self.depth -= 1;
         result
+    }
+
+    /// Before one is made.
+    fn count_pattern(&mut self, column: usize) -> Parsed<()> {
+        self.patterns_left = self.patterns_left.checked_sub(1).ok_or_else(|| too_many(Some(column)))?;
+        Ok(())
     }
 
     fn count_clause(&mut self) -> Parsed<()> {
@@ -311,6 +324,7 @@ impl Parser {
                 Ok(field.cloned().map_or(QueryNode::All, |field| QueryNode::Exists { field }))
             }
             Some('/') if self.is_regex() => {
+                self.count_pattern(column)?;
                 let pattern = Pattern::regex(&self.slashed(), case_of(place), Some(column))?;
                 Ok(QueryNode::Pattern { field: field_or_value(field), pattern })
             }
@@ -336,7 +350,7 @@ impl Parser {
                         format!("{0} is a word of the query language; write \"{0}\" to look for it", word.text);
                     return Err(error_at(message, column));
                 }
-                word.into_node(field_or_value(field), place)
+                word.into_node(field_or_value(field), place, self)
             }
         }
     }

@@ -108,7 +108,7 @@ impl Word {
         self.parts.push(part);
     }
 
-    pub(super) fn into_node(self, field: FieldName, place: Place<'_>) -> Parsed<QueryNode> {
+    pub(super) fn into_node(self, field: FieldName, place: Place<'_>, parser: &mut Parser) -> Parsed<QueryNode> {
         let column = Some(self.column);
         match self.parts.as_slice() {
             // Times and offsets have no wildcards; what is wrong with these is said when they are read.
@@ -118,6 +118,7 @@ impl Word {
                 return Ok(QueryNode::Prefix { field, text: Text { text: start.clone(), column } });
             }
             parts => {
+                parser.count_pattern(self.column)?;
                 let pattern = Pattern::wildcard(parts, case_of(place), column)?;
                 return Ok(QueryNode::Pattern { field, pattern });
             }
