@@ -3,10 +3,12 @@
 //!
 //! Throughput: [`CONNECTIONS`] producers with [`IN_FLIGHT`] requests on their way, each with one batch to each of as many
 //! topics as [`REQUEST_BYTES`] hold, or to all there are, which is how producers fill their requests; then as many
-//! consumers that read everything, each its share of the topics. Beside it the same bytes written to as many plain files, and synced where acks wait for that, a request at a
-//! time; and read from them. Latency: single batches of [`WATCHED_BATCH_BYTES`] at a fixed rate, one topic after the other,
-//! from when each was due: to its ack, and to its arrival at a consumer that polls in a session. Beside it the same batch
-//! written to plain files, one at a time.
+//! consumers that read everything, each its share of the topics in a fetch session. Beside it the same bytes written to
+//! as many plain files, and synced where acks wait for that, a request at a time; and read from them.
+//!
+//! Latency: single batches of [`WATCHED_BATCH_BYTES`] at a fixed rate, one topic after the other, from when each was due:
+//! to its ack, and to its arrival at a consumer that polls in a session. Beside it the same batch written to plain files,
+//! one at a time.
 //!
 //! Client and broker share the machine. The last table is what the others are for: throughput at each number of topics
 //! over that at 10. `THERMOCLINE_BENCH_TOPICS=10,1000` runs some of it.
@@ -35,7 +37,7 @@ use thermocline_ingest::record::{BatchEncoder, BatchHeader, split_batches};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 const TOPICS: [usize; 4] = [1, 10, 100, 1000];
 /// What the others are held against.
@@ -236,27 +238,72 @@ async fn fill(
 
 /// Reads a connection's share of the topics from their starts to their ends; record bytes.
 async fn drain(addr: SocketAddr, topics: &[TopicName], counts: &[Cell<i64>], connection: usize) -> BenchResult<usize> {
-    let (mut read, mut write) = wire::connect(addr).await?.into_split();
-    let mut positions: BTreeMap<usize, i64> =
-        (connection..topics.len()).step_by(CONNECTIONS).map(|at| (at, 0)).collect();
-    let (mut bytes, mut buffer) = (0, BytesMut::new());
-    loop {
-        positions.retain(|at, position| *position < counts[*at].get());
-        if positions.is_empty() {
-            return Ok(bytes);
-        }
-        let wanted = positions.iter().map(|(at, position)| wanted(&topics[*at], *position)).collect();
-        let request = FetchRequest::default().with_max_wait_ms(0).with_max_bytes(FETCH_BYTES).with_topics(wanted);
-        write.write_all(&wire::frame(wire::FETCH_VERSION, &request.with_session_epoch(-1))?).await?;
-        let response = wire::fetched(&mut buffer, &mut read).await?;
-        let numbers: BTreeMap<_, _> = positions.keys().map(|at| (topics[*at].clone(), *at)).collect();
-        for (name, records) in records(&response) {
+    let mut session = FetchSession::open(addr, topics, connection).await?;
+    let mut left: i64 = session.share().map(|at| counts[at].get()).sum();
+    let mut bytes = 0;
+    while left > 0 {
+        for (_, records) in session.poll(0).await? {
             bytes += records.len();
             for batch in split_batches(records) {
-                let header = BatchHeader::read(&batch?)?;
-                positions.insert(numbers[&name], header.next_offset().0);
+                left -= i64::from(BatchHeader::read(&batch?)?.record_count);
             }
         }
+    }
+    Ok(bytes)
+}
+
+/// A consumer of a connection's share of the topics, in a fetch session (KIP-227).
+struct FetchSession<'a> {
+    stream: TcpStream,
+    buffer: BytesMut,
+    topics: &'a [TopicName],
+    /// The share, by name.
+    numbers: BTreeMap<TopicName, usize>,
+    id: i32,
+    epoch: i32,
+    /// Where to go on, of topics for which the broker does not know.
+    changed: BTreeMap<usize, i64>,
+}
+
+impl<'a> FetchSession<'a> {
+    async fn open(addr: SocketAddr, topics: &'a [TopicName], connection: usize) -> BenchResult<Self> {
+        let share = (connection..topics.len()).step_by(CONNECTIONS);
+        Ok(Self {
+            stream: wire::connect(addr).await?,
+            buffer: BytesMut::new(),
+            topics,
+            numbers: share.clone().map(|at| (topics[at].clone(), at)).collect(),
+            id: 0,
+            epoch: 0,
+            changed: share.map(|at| (at, 0)).collect(),
+        })
+    }
+
+    fn share(&self) -> impl Iterator<Item = usize> {
+        self.numbers.values().copied()
+    }
+
+    /// The records of each topic that has some.
+    async fn poll(&mut self, max_wait_ms: i32) -> BenchResult<Vec<(usize, Bytes)>> {
+        let request = FetchRequest::default()
+            .with_max_wait_ms(max_wait_ms)
+            .with_min_bytes(1)
+            .with_max_bytes(FETCH_BYTES)
+            .with_session_id(self.id)
+            .with_session_epoch(self.epoch)
+            .with_topics(self.changed.iter().map(|(at, position)| wanted(&self.topics[*at], *position)).collect());
+        self.stream.write_all(&wire::frame(wire::FETCH_VERSION, &request)?).await?;
+        let response = wire::fetched(&mut self.buffer, &mut self.stream).await?;
+        self.id = response.session_id;
+        self.epoch += 1;
+        self.changed.clear();
+        let found: Vec<_> = records(&response).map(|(name, records)| (self.numbers[&name], records)).collect();
+        for (at, records) in &found {
+            if let Some(last) = split_batches(records.clone()).last() {
+                self.changed.insert(*at, BatchHeader::read(&last?)?.next_offset().0);
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -337,17 +384,9 @@ async fn produce_at_rate(
     batch: &Batch,
     sent: &Cell<Option<usize>>,
 ) -> BenchResult {
-    let every = Duration::from_secs_f64(batch.bytes.len() as f64 / WATCHED_BYTES_PER_SECOND as f64);
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let end = Instant::now() + WATCH;
+    let mut ticks = ticks(Duration::from_secs_f64(batch.bytes.len() as f64 / WATCHED_BYTES_PER_SECOND as f64));
     let mut number = 0;
-    loop {
-        let at = ticks.tick().await;
-        if at >= end {
-            sent.set(Some(number));
-            return Ok(());
-        }
+    while let Some(at) = ticks.recv().await {
         // A topic's batches take one connection, so that they come in order.
         let topic = number % topics.len();
         let connection = topic % writes.len();
@@ -357,6 +396,25 @@ async fn produce_at_rate(
         write.write_all(&wire::produce_frame([(&topics[topic], &batch.bytes)])?).await?;
         number += 1;
     }
+    sent.set(Some(number));
+    Ok(())
+}
+
+/// When batches are due, each as it is: by a thread, for a timer of the runtime is late by up to a millisecond.
+fn ticks(every: Duration) -> tokio::sync::mpsc::UnboundedReceiver<Instant> {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let start = Instant::now();
+        for at in (0..).map(|number| start + every * number).take_while(|at| *at < start + WATCH) {
+            while let Some(early) = at.checked_duration_since(Instant::now()).filter(|early| !early.is_zero()) {
+                std::thread::park_timeout(early);
+            }
+            if sender.send(at).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 /// The latencies of the acks of one connection, until no more are due.
@@ -372,7 +430,7 @@ async fn acked(
     Ok(latencies)
 }
 
-/// Polls a connection's share of the topics in a fetch session; how late each batch came.
+/// Polls a connection's share of the topics; how late each batch came.
 async fn deliver(
     addr: SocketAddr,
     topics: &[TopicName],
@@ -381,36 +439,18 @@ async fn deliver(
     connection: usize,
     sent: &Cell<Option<usize>>,
 ) -> BenchResult<Vec<Duration>> {
-    let mut stream: TcpStream = wire::connect(addr).await?;
-    let share: Vec<usize> = (connection..topics.len()).step_by(CONNECTIONS).collect();
-    let numbers: BTreeMap<_, _> = share.iter().map(|at| (topics[*at].clone(), *at)).collect();
-    let mut changed: BTreeMap<usize, i64> = share.iter().map(|at| (*at, 0)).collect();
-    let (mut session, mut epoch) = (0, 0);
-    let (mut latencies, mut buffer) = (Vec::new(), BytesMut::new());
+    let mut session = FetchSession::open(addr, topics, connection).await?;
+    let share: Vec<usize> = session.share().collect();
+    let mut latencies = Vec::new();
     // How many of the first `all` batches went to these topics.
     let expected = |all: usize| -> usize {
         share.iter().filter(|at| **at < all).map(|at| (all - 1 - at) / topics.len() + 1).sum()
     };
     while sent.get().is_none_or(|all| latencies.len() < expected(all)) && !share.is_empty() {
-        let request = FetchRequest::default()
-            .with_max_wait_ms(POLL_MS)
-            .with_min_bytes(1)
-            .with_max_bytes(FETCH_BYTES)
-            .with_session_id(session)
-            .with_session_epoch(epoch)
-            .with_topics(changed.iter().map(|(at, position)| wanted(&topics[*at], *position)).collect());
-        stream.write_all(&wire::frame(wire::FETCH_VERSION, &request)?).await?;
-        let response = wire::fetched(&mut buffer, &mut stream).await?;
-        session = response.session_id;
-        epoch += 1;
-        changed.clear();
-        for (name, records) in records(&response) {
-            let at = numbers[&name];
+        for (at, records) in session.poll(POLL_MS).await? {
             for one in split_batches(records) {
-                let header = BatchHeader::read(&one?)?;
-                let number = usize::try_from(header.base_offset.0 / batch.records)?;
+                let number = usize::try_from(BatchHeader::read(&one?)?.base_offset.0 / batch.records)?;
                 latencies.push(due[at].borrow()[number].elapsed());
-                changed.insert(at, header.next_offset().0);
             }
         }
     }
