@@ -1,6 +1,9 @@
 //! A whole broker, started in-process and as a program: what was acknowledged is there after a restart, hot or cold,
 //! and a shutdown leaves nothing behind but data.
 
+#[path = "support/config.rs"]
+mod config;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +12,7 @@ use std::time::Duration;
 use reqwest::Client;
 use serde_json::{Value, json};
 use thermocline::{Broker, StartError};
-use thermocline_config::{ByteSize, Config, HumanDuration};
+use thermocline_config::{Config, HumanDuration};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -18,14 +21,10 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 const ANY_PORT: &str = "127.0.0.1:0";
 
-fn config(dir: &Path) -> Outcome<Config> {
-    let mut config = Config::default();
-    config.broker.data_dir = dir.to_owned();
+fn config(dir: &Path) -> Config {
+    let mut config = config::config(dir);
     config.broker.shutdown_timeout = HumanDuration::secs(10);
-    config.kafka.listen = ANY_PORT.parse()?;
-    config.http.listen = ANY_PORT.parse()?;
-    config.log.disk_reserve = ByteSize::bytes(0);
-    Ok(config)
+    config
 }
 
 /// Asks again and again until there is an answer.
@@ -118,7 +117,7 @@ fn has_clean_marker(data_dir: &Path) -> std::io::Result<bool> {
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_messages_outlive_restart_and_archive() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let broker = Broker::start(config(dir.path())?).await?;
+    let broker = Broker::start(config(dir.path())).await?;
     let http = Http::new(broker.http_addr());
     http.post("/v1/topics", &json!({"name": "birds", "partitions": 1, "configs": {}})).await?;
     http.produce("birds", values(0, 200)).await?;
@@ -126,7 +125,7 @@ async fn acknowledged_messages_outlive_restart_and_archive() -> Outcome {
     broker.shutdown().await?;
     assert!(has_clean_marker(dir.path())?);
 
-    let broker = Broker::start(config(dir.path())?).await?;
+    let broker = Broker::start(config(dir.path())).await?;
     let http = Http::new(broker.http_addr());
     assert!(!has_clean_marker(dir.path())?, "a running log is not clean");
     assert_eq!(http.replay("birds").await?, expected(200));
@@ -145,7 +144,7 @@ async fn acknowledged_messages_outlive_restart_and_archive() -> Outcome {
     assert_eq!(http.search("birds", "herons").await?, [7, 57, 107, 157, 207, 257]);
     broker.shutdown().await?;
 
-    let broker = Broker::start(config(dir.path())?).await?;
+    let broker = Broker::start(config(dir.path())).await?;
     let http = Http::new(broker.http_addr());
     assert_eq!(http.replay("birds").await?, expected(300));
     assert_eq!(http.search("birds", "herons").await?, [7, 57, 107, 157, 207, 257]);
@@ -156,8 +155,8 @@ async fn acknowledged_messages_outlive_restart_and_archive() -> Outcome {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_data_directory_has_one_broker() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let broker = Broker::start(config(dir.path())?).await?;
-    let second = Broker::start(config(dir.path())?).await;
+    let broker = Broker::start(config(dir.path())).await?;
+    let second = Broker::start(config(dir.path())).await;
     assert!(matches!(second, Err(StartError::Log(_))), "the lock is taken");
     let listeners: Value = serde_json::from_slice(&std::fs::read(dir.path().join("listeners.json"))?)?;
     let (kafka, http) = (broker.kafka_addr().to_string(), broker.http_addr().to_string());
@@ -171,12 +170,12 @@ async fn one_data_directory_has_one_broker() -> Outcome {
 async fn a_start_that_fails_late_gives_everything_back() -> Outcome {
     let dir = tempfile::tempdir()?;
     let taken = std::net::TcpListener::bind(ANY_PORT)?;
-    let mut blocked = config(dir.path())?;
+    let mut blocked = config(dir.path());
     blocked.http.listen = taken.local_addr()?;
     let refused = Broker::start(blocked).await;
     assert!(matches!(refused, Err(StartError::Listen { key: "http.listen", .. })));
     assert!(!dir.path().join("listeners.json").exists());
-    Broker::start(config(dir.path())?).await?.shutdown().await?;
+    Broker::start(config(dir.path())).await?.shutdown().await?;
     Ok(())
 }
 
@@ -184,7 +183,7 @@ async fn a_start_that_fails_late_gives_everything_back() -> Outcome {
 async fn a_wrong_configuration_touches_nothing() -> Outcome {
     let dir = tempfile::tempdir()?;
     let data_dir = dir.path().join("data");
-    let mut wrong = config(&data_dir)?;
+    let mut wrong = config(&data_dir);
     wrong.tiering.zstd_level = 99;
     assert!(matches!(Broker::start(wrong).await, Err(StartError::Config(_))));
     assert!(!data_dir.exists());

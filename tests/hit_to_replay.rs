@@ -2,40 +2,26 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/running.rs"]
+mod running;
+
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
+use running::{Running, STEP_MAX};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use thermocline::Broker;
-use thermocline_config::Config;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-/// Longest any one step may take.
-const STEP_MAX: Duration = Duration::from_secs(60);
 /// 2015-05-17T00:00:00Z
 const BASE_TIMESTAMP: i64 = 1_431_820_800_000;
 
-struct Running {
-    broker: Broker,
-    http: reqwest::Client,
-    _dir: TempDir,
-}
-
 impl Running {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        config.broker.data_dir = dir.path().join("data");
-        config.kafka.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let http = reqwest::Client::builder().timeout(STEP_MAX).no_proxy().build().unwrap();
-        Self { broker: Broker::start(config).await.unwrap(), http, _dir: dir }
+        Self::start_with(|_| ()).await
     }
 
     fn url(&self) -> String {

@@ -2,38 +2,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
-use std::time::Duration;
+#[path = "support/running.rs"]
+mod running;
 
 use reqwest::{Method, StatusCode};
+use running::Running;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use thermocline::Broker;
-use thermocline_config::{ByteSize, Config};
+use thermocline_config::ByteSize;
 
-/// Longest any one request may take.
-const STEP_MAX: Duration = Duration::from_secs(60);
 const REQUEST_MAX_BYTES: u64 = 64 << 10;
 /// 2015-05-17T00:00:00Z
 const BASE_TIMESTAMP: i64 = 1_431_820_800_000;
 
-struct Running {
-    broker: Broker,
-    http: reqwest::Client,
-    _dir: TempDir,
-}
-
 impl Running {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        config.broker.data_dir = dir.path().join("data");
-        config.broker.num_partitions = 2;
-        config.kafka.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.http.request_max_bytes = ByteSize::bytes(REQUEST_MAX_BYTES);
-        let http = reqwest::Client::builder().timeout(STEP_MAX).no_proxy().build().unwrap();
-        Self { broker: Broker::start(config).await.unwrap(), http, _dir: dir }
+        Self::start_with(|config| {
+            config.broker.num_partitions = 2;
+            config.http.request_max_bytes = ByteSize::bytes(REQUEST_MAX_BYTES);
+        })
+        .await
     }
 
     async fn send(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Vec<u8>) {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/config.rs"]
+mod config;
 #[path = "support/s3.rs"]
 mod s3;
 
@@ -63,13 +65,9 @@ impl World {
     }
 
     fn config(&self) -> Config {
-        let mut config = Config::default();
-        config.broker.data_dir = self.data_dir();
-        config.kafka.listen = loopback();
-        config.http.listen = loopback();
+        let mut config = config::config(&self.data_dir());
         config.log.segment_bytes = ByteSize::bytes(SEGMENT_BYTES);
         config.log.message_max_bytes = ByteSize::kib(48);
-        config.log.disk_reserve = ByteSize::bytes(0);
         config.store.url = format!("s3://{BUCKET}/cold");
         config.store.endpoint = format!("http://{}", self.server.addr());
         config.store.region = "us-east-1".to_owned();

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/config.rs"]
+mod config;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,7 +20,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 use thermocline::Broker;
-use thermocline_config::{Config, HumanDuration};
+use thermocline_config::HumanDuration;
 
 const PARTITIONS: i32 = 3;
 /// Longest any one step may take.
@@ -87,10 +90,8 @@ impl Running {
 }
 
 async fn start_on(data_dir: &Path, kafka: SocketAddr) -> Broker {
-    let mut config = Config::default();
-    config.broker.data_dir = data_dir.to_owned();
+    let mut config = config::config(data_dir);
     config.kafka.listen = kafka;
-    config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.groups.initial_rebalance_delay = HumanDuration::millis(0);
     Broker::start(config).await.unwrap()
 }

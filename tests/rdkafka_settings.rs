@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/config.rs"]
+mod config;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use thermocline::Broker;
-use thermocline_config::{Config, HumanDuration};
+use thermocline_config::HumanDuration;
 
 const TOPIC: &str = "state";
 const KEYS: usize = 7;
@@ -26,10 +28,7 @@ const MESSAGES: usize = 600;
 const STEP_MAX: Duration = Duration::from_secs(60);
 
 async fn start(dir: &Path) -> Broker {
-    let mut config = Config::default();
-    config.broker.data_dir = dir.to_owned();
-    config.kafka.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut config = config::config(dir);
     config.log.cleaner_backoff = HumanDuration::millis(10);
     Broker::start(config).await.unwrap()
 }

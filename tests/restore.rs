@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/config.rs"]
+mod config;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use thermocline::Broker;
-use thermocline_config::{ByteSize, Config, StoreConfig};
+use thermocline_config::{Config, StoreConfig};
 use thermocline_ingest::clock::SystemClock;
 use thermocline_ingest::metadata::MetadataStore;
 use thermocline_ingest::model::{self, PartitionId, TopicId, TopicName};
@@ -46,11 +49,7 @@ impl Store {
     }
 
     async fn start(&self, data_dir: &Path) -> Running {
-        let mut config = Config { store: self.config(), ..Config::default() };
-        config.broker.data_dir = data_dir.to_owned();
-        config.kafka.listen = "127.0.0.1:0".parse().unwrap();
-        config.http.listen = "127.0.0.1:0".parse().unwrap();
-        config.log.disk_reserve = ByteSize::bytes(0);
+        let config = Config { store: self.config(), ..config::config(data_dir) };
         Running { broker: Broker::start(config).await.unwrap(), client: Client::new() }
     }
 }

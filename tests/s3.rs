@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/config.rs"]
+mod config;
 #[path = "support/s3.rs"]
 mod s3;
 
@@ -13,7 +15,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use thermocline::Broker;
-use thermocline_config::Config;
 
 const BUCKET: &str = "lake";
 const TOPIC: &str = "orders";
@@ -91,10 +92,7 @@ fn loopback() -> SocketAddr {
 }
 
 async fn start(data_dir: &Path, store: SocketAddr) -> Broker {
-    let mut config = Config::default();
-    config.broker.data_dir = data_dir.to_owned();
-    config.kafka.listen = loopback();
-    config.http.listen = loopback();
+    let mut config = config::config(data_dir);
     config.store.url = format!("s3://{BUCKET}/cold");
     config.store.endpoint = format!("http://{store}");
     config.store.region = "us-east-1".to_owned();

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/config.rs"]
+mod config;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +14,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use thermocline::Broker;
-use thermocline_config::{ByteSize, Config};
 
 /// Longest wait for something that happens by itself.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -19,12 +21,7 @@ const POLL: Duration = Duration::from_millis(20);
 const TOPICS: [&str; 2] = ["birds", "fish"];
 
 async fn start(data_dir: &Path) -> Broker {
-    let mut config = Config::default();
-    config.broker.data_dir = data_dir.to_owned();
-    config.kafka.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.log.disk_reserve = ByteSize::bytes(0);
-    Broker::start(config).await.unwrap()
+    Broker::start(config::config(data_dir)).await.unwrap()
 }
 
 struct Http {

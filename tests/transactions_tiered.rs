@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
+#[path = "support/running.rs"]
+mod running;
+
 use std::ops::Range;
 use std::time::Duration;
 
@@ -14,32 +16,15 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
+use running::{Running, STEP_MAX};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use thermocline::Broker;
-use thermocline_config::{ByteSize, Config};
 
 const TOPIC: &str = "events";
-/// Longest any one step may take, live indexing included.
-const STEP_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
-
-struct Running {
-    broker: Broker,
-    http: reqwest::Client,
-    dir: TempDir,
-}
 
 impl Running {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        config.broker.data_dir = dir.path().to_owned();
-        config.kafka.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.log.disk_reserve = ByteSize::bytes(0);
-        let http = reqwest::Client::builder().timeout(STEP_MAX).no_proxy().build().unwrap();
-        Self { broker: Broker::start(config).await.unwrap(), http, dir }
+        Self::start_with(|_| ()).await
     }
 
     fn url(&self, path: &str) -> String {

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
+#[path = "support/running.rs"]
+mod running;
+
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -12,10 +14,8 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{FetchRequest, ProduceRequest, RequestHeader, ResponseHeader, TopicName};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
+use running::{Running, STEP_MAX};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use thermocline::Broker;
-use thermocline_config::{ByteSize, Config};
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
 use thermocline_ingest::record::{BatchEncoder, BatchHeader, split_batches};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,30 +24,15 @@ use tokio::net::TcpStream;
 const TOPIC: &str = "events";
 const PRODUCE_VERSION: i16 = 9;
 const FETCH_VERSION: i16 = 12;
-/// Longest any one step may take, live indexing included.
-const STEP_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Offsets 0 to 9 and 15 to 24 hold messages that can be read, 10 to 14 do not.
 const GOOD: [std::ops::Range<i64>; 2] = [0..10, 15..25];
 const BAD: std::ops::Range<i64> = 10..15;
 
-struct Running {
-    broker: Broker,
-    http: reqwest::Client,
-    dir: TempDir,
-}
-
 impl Running {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        config.broker.data_dir = dir.path().to_owned();
-        config.kafka.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.log.disk_reserve = ByteSize::bytes(0);
-        let http = reqwest::Client::builder().timeout(STEP_MAX).no_proxy().build().unwrap();
-        Self { broker: Broker::start(config).await.unwrap(), http, dir }
+        Self::start_with(|_| ()).await
     }
 
     fn url(&self, path: &str) -> String {
