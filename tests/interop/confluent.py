@@ -34,6 +34,8 @@ HEADERS = [("trace", b"1"), ("trace", b""), ("other", None)]
 POLL_SECONDS = 0.1
 # As long as a member may be silent before the group goes on without it.
 SESSION_TIMEOUT_MS = 6000
+# As long as a static member may be away.
+ABSENCE_MS = 20_000
 
 
 def produce(bootstrap, first=0):
@@ -150,7 +152,8 @@ def check_group(bootstrap, acked):
 
 def check_static_member(broker):
     """A static member that comes back in time gets its partitions back, without a rebalance of the group."""
-    bootstrap, static = broker.kafka, {"group.instance.id": "static"}
+    bootstrap = broker.kafka
+    static = {"group.instance.id": "static", "session.timeout.ms": ABSENCE_MS}
 
     def generation():
         return broker.call("GET", f"/v1/groups/{GROUP}")["generation"]

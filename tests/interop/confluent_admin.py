@@ -34,7 +34,7 @@ PARTITIONS = 2
 GROWN = 5
 MESSAGES = 200
 GROUP = "readers"
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 
 
 def done(futures):
@@ -234,8 +234,10 @@ def checks(broker):
     check_cluster(broker, admin, python)
     broker.archive(TOPIC)
     check_sessions(broker.kafka)
+    python.close()
     broker.kill()
     broker.start()
+    python = KafkaAdminClient(bootstrap_servers=broker.kafka)
     check_equal(len(broker.partitions(TOPIC)), GROWN, "partitions after a kill")
     check_sessions(broker.kafka)
     say("  cluster, and all of it after a kill")

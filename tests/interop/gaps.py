@@ -21,7 +21,7 @@ import threading
 import confluent_kafka
 
 import toolchains
-from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say
+from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker, check_equal, say, wait_for
 
 PROGRAMS = toolchains.PROGRAMS
 READ_SECONDS = 60
@@ -133,7 +133,12 @@ class Topic:
         else:
             self.transactional.abort_transaction(STEP_SECONDS)
         self.ends[partition] += 1
+        # The marker is written after the client has heard of the end.
+        wait_for(f"the end of a transaction of {self.name}", READ_SECONDS, self.is_stable)
         return self.ends[partition] - 1 if commit else placed[0][0]
+
+    def is_stable(self):
+        return all(p["last_stable_offset"] == p["high_watermark"] for p in self.broker.partitions(self.name))
 
     def wanted(self, starts):
         return {p: [r for r in records if r[0] >= starts[p]] for p, records in self.committed.items()}

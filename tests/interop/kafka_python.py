@@ -15,7 +15,7 @@ CODECS = [None, "gzip", "snappy", "lz4", "zstd"]
 MESSAGES_PER_PRODUCER = 100
 FIRST_TIMESTAMP = 1_500_000_000_000
 HEADERS = [("trace", b"1"), ("trace", b""), ("other", b"\xff")]
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 
 
 def produce(bootstrap):

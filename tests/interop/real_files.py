@@ -197,7 +197,6 @@ class Checks:
             "group.id": group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "session.timeout.ms": 6000,
             "check.crcs": True,
         }
         return confluent_kafka.Consumer({**config, **settings})
@@ -223,7 +222,7 @@ class Checks:
 
     def kcat(self, topic, *options):
         """(partition, offset, timestamp, key, value) of what kcat reads up to the end."""
-        command = ["kcat", "-C", "-q", "-e", "-b", self.broker.kafka, "-t", topic, *options]
+        command = ["kcat", "-C", "-q", "-e", "-m", str(STEP_SECONDS), "-b", self.broker.kafka, "-t", topic, *options]
         form = ["-f", "%p %o %T %K %S\\n%k%s"]
         output = subprocess.run(command + form, check=True, capture_output=True, timeout=STEP_SECONDS).stdout
         messages, at = [], 0

@@ -13,9 +13,9 @@ from harness import PROMPT_GROUPS, STEP_SECONDS, arguments, check, check_broker,
 PARTITIONS = 3
 MESSAGES = 300
 PER_TRANSACTION = 20
-READ_SECONDS = 30
-# The shortest that is sure to end while somebody waits.
-SHORT_TIMEOUT_MS = 1000
+READ_SECONDS = 60
+# Ends while somebody waits, and long enough for a message to be delivered within it.
+SHORT_TIMEOUT_MS = 5000
 
 
 def topics_of(client):
@@ -164,6 +164,17 @@ def read(bootstrap, topic, isolation, settings=None):
     return values
 
 
+def metric(broker, name):
+    with broker.request("GET", "/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def wait_ended(broker):
+    """Until all is written of transactions that have ended: a client hears as soon as the decision is durable."""
+    wait_for("the ends of transactions", STEP_SECONDS, lambda: metric(broker, "thermocline_open_transactions") == 0)
+
+
 def committed(bootstrap, group):
     consumer = confluent_kafka.Consumer({"bootstrap.servers": bootstrap, "group.id": group})
     partitions = [confluent_kafka.TopicPartition(group, number) for number in range(PARTITIONS)]
@@ -178,6 +189,7 @@ def check_moves(broker, client, move):
         broker.create_topic(topic, PARTITIONS)
     fill(broker.kafka, source)
     move(broker.kafka, source, target)
+    wait_ended(broker)
     wanted = sorted(str(number).encode() for number in range(MESSAGES))
     check_equal(sorted(read(broker.kafka, target, "read_committed")), wanted, f"{client}: messages moved")
     everything = read(broker.kafka, target, "read_uncommitted")
@@ -221,14 +233,9 @@ def check_fencing(broker):
     second.begin_transaction()
     second.produce("fenced", b"kept", partition=0)
     second.commit_transaction(STEP_SECONDS)
+    wait_ended(broker)
     check_equal(read(broker.kafka, "fenced", "read_committed"), [b"kept"], "messages after the fencing")
     say("  fencing")
-
-
-def metric(broker, name):
-    with broker.request("GET", "/metrics") as response:
-        lines = response.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def check_open(broker):
@@ -248,21 +255,21 @@ def check_open(broker):
     check_equal(metric(broker, "thermocline_open_transactions"), 1, "open transactions")
     check(metric(broker, "thermocline_oldest_transaction_seconds") > 0, "the open transaction has no age")
     hanging.commit_transaction(STEP_SECONDS)
+    wait_ended(broker)
     check_equal(read(broker.kafka, "open", "read_committed"), [b"hanging", b"behind"], "messages after the commit")
-    check_equal(metric(broker, "thermocline_open_transactions"), 0, "open transactions after the commit")
     check_equal(metric(broker, "thermocline_oldest_transaction_seconds"), 0, "age of no transaction")
 
     late = producer_of(
         broker.kafka, "late", {"transaction.timeout.ms": SHORT_TIMEOUT_MS, "message.timeout.ms": SHORT_TIMEOUT_MS}
     )
-    late.begin_transaction()
-    late.produce("open", b"late", partition=0)
-    check_equal(late.flush(STEP_SECONDS), 0, "messages that were not delivered")
     end = end_of(broker.kafka, "open", "read_uncommitted")
+    late.begin_transaction()
+    late.produce("open", b"late", partition=0, on_delivery=lambda error, _: check(error is None, f"late: {error}"))
+    check_equal(late.flush(STEP_SECONDS), 0, "messages that were not delivered")
     wait_for(
         "the abort of a transaction that timed out",
         STEP_SECONDS,
-        lambda: end_of(broker.kafka, "open", "read_committed") > end,
+        lambda: end_of(broker.kafka, "open", "read_committed") == end + len(["message", "marker"]),
     )
     check_equal(read(broker.kafka, "open", "read_committed"), [b"hanging", b"behind"], "messages after the timeout")
     try:
@@ -289,6 +296,7 @@ def check_restart(broker):
     broker.start()
     check_equal(read(broker.kafka, "restart", "read_committed"), [b"one", b"three"], "messages after a kill")
     producer.commit_transaction(STEP_SECONDS)
+    wait_ended(broker)
     check_equal(read(broker.kafka, "restart", "read_committed"), [b"one", b"three", b"four"], "messages committed then")
     say("  kill -9")
 

@@ -37,8 +37,8 @@ MOCK = {"0139_offset_validation_mock", "0150_telemetry_mock"}
 SPLIT = {"0081_admin": "0081-admin.c", "0113_cooperative_rebalance": "0113-cooperative_rebalance.cpp"}
 RUN_SECONDS = 420
 JOBS = 6
-# A test that fails is run once more, alone: many measure time, and share the machine with the others.
-ATTEMPTS = 2
+# A test that fails is run again, alone: many measure time, and share the machine with the others.
+ATTEMPTS = 3
 REASON_LEN_MAX = 300
 # As in librdkafka's own cluster setup.
 TIMEOUT_MULTIPLIER = 2

@@ -16,6 +16,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.AlterConfigOp;
 import org.apache.kafka.clients.admin.ConfigEntry;
@@ -167,19 +168,24 @@ public class Checks {
         }
     }
 
+    private void readAll(Member... members) {
+        Instant deadline = Instant.now().plus(WAIT);
+        while (Stream.of(members).mapToInt(Member::seenCount).sum() < ackedCount()) {
+            equal(Instant.now().isBefore(deadline), true, "all messages come in time");
+            Stream.of(members).forEach(Member::poll);
+        }
+    }
+
     private void group() throws Exception {
         try (Member first = new Member("first")) {
             settle(List.of(first));
+            // Nothing is left to be read, and so to be committed, while the members join.
+            readAll(first);
             try (Member second = new Member("second")) {
                 settle(List.of(first, second));
                 equal(first.revoked.size(), PARTITIONS / 2, "partitions taken from the first member");
                 produce();
-                Instant deadline = Instant.now().plus(WAIT);
-                while (first.seenCount() + second.seenCount() < ackedCount()) {
-                    equal(Instant.now().isBefore(deadline), true, "all messages come in time");
-                    first.poll();
-                    second.poll();
-                }
+                readAll(first, second);
                 Map<TopicPartition, TreeMap<Long, String>> seen = new HashMap<>(first.seen);
                 second.seen.forEach((partition, messages) -> seen.merge(partition, messages, (one, other) -> {
                     var both = new TreeMap<>(one);

@@ -2,7 +2,7 @@
 const { Kafka, logLevel } = require('kafkajs')
 
 const order = JSON.parse(process.argv[2])
-const kafka = new Kafka({ brokers: [order.bootstrap], logLevel: logLevel.ERROR })
+const kafka = new Kafka({ brokers: [order.bootstrap], logLevel: logLevel.ERROR, connectionTimeout: 30_000 })
 
 async function main() {
   // There is no reading without a group in kafkajs; the starts are what that group has committed.
@@ -13,7 +13,7 @@ async function main() {
   })
   consumer.on(consumer.events.CRASH, ({ payload }) => {
     console.error(payload.error)
-    process.exit(1)
+    if (!payload.restart) process.exit(1)
   })
   await consumer.connect()
   await consumer.subscribe({ topics: [order.topic] })
