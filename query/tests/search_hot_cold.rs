@@ -435,3 +435,24 @@ async fn phrases_scores_and_refusals() -> Result<(), Failure> {
     assert!(broker.parts.search.search(request("lost", usize::MAX)).await.is_err());
     broker.parts.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_indexed_yet_is_told() -> Result<(), Failure> {
+    let mut broker = Broker::start(CacheConfig::default()).await?;
+    broker.produce(30).await?;
+    broker.parts.indexed().await?;
+    let found = broker.page(request("*", 0)).await?;
+    assert_eq!((found.total, found.stats.offsets_unindexed), (30, 0));
+
+    broker.parts.stop_indexing().await?;
+    broker.produce(12).await?;
+    let unindexed = broker.parts.create("unindexed", 1, &[("search.index", "off")])?;
+    append(&unindexed.partitions[0], &[message(0, 0).content()]).await?;
+    let found = broker.page(request("*", 0)).await?;
+    assert_eq!((found.total, found.stats.offsets_unindexed), (30, 12), "of all topics that are indexed");
+
+    broker.archive(true).await?;
+    let found = broker.page(request("*", 0)).await?;
+    assert_eq!((found.total, found.stats.offsets_unindexed), (42, 0), "the archive has an index of its own");
+    Ok(())
+}

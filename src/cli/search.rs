@@ -158,6 +158,8 @@ pub struct Total {
 pub struct SearchStats {
     pub splits_total: u64,
     pub splits_searched: u64,
+    #[serde(default)]
+    pub offsets_unindexed: u64,
 }
 
 impl SortOrder {
@@ -237,8 +239,13 @@ pub async fn run(args: &SearchArgs) -> anyhow::Result<()> {
             if !args.json {
                 let (searched, all) = (answer.stats.splits_searched, answer.stats.splits_total);
                 let total = answer.total_text();
-                output
-                    .line(format!("{shown} of {total} shown, {took_ms:.1} ms, {searched} of {all} splits searched"))?;
+                let unindexed = match answer.stats.offsets_unindexed {
+                    0 => String::new(),
+                    some => format!(", {} newest offsets not indexed yet", table::count(some)),
+                };
+                output.line(format!(
+                    "{shown} of {total} shown, {took_ms:.1} ms, {searched} of {all} splits searched{unindexed}"
+                ))?;
             }
             return output.flush();
         }

@@ -187,6 +187,9 @@ pub struct SearchStats {
     /// Archived files without an index: their messages cannot be found.
     #[serde(skip_serializing_if = "is_zero")]
     pub files_unindexed: usize,
+    /// Committed offsets that the live index had yet to reach: what is there cannot be found so far.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub offsets_unindexed: u64,
 }
 
 fn is_zero<T: Default + PartialEq>(count: &T) -> bool {
@@ -384,6 +387,7 @@ impl Search {
         let mut stats = SearchStats {
             splits_total: view.splits(),
             files_unindexed: view.files_unindexed(),
+            offsets_unindexed: view.offsets_unindexed,
             hot_docs: view.hot_docs(),
             ..SearchStats::default()
         };

@@ -26,6 +26,7 @@ use thermocline_ingest::topics::Topic;
 use thermocline_tiering::manifest::{DataFile, FileGroup, FileNode, Manifest, ObjectRef};
 use thermocline_tiering::worker::Tiering;
 
+use super::Search;
 use super::live::{LiveIndex, LiveSplit, Spans};
 use crate::prune::{Extent, Group, Node};
 
@@ -49,6 +50,8 @@ pub(crate) struct View {
     live: Vec<(Extent, Arc<LiveSplit>)>,
     cold: Vec<Cold>,
     pub partitions: HashMap<TopicPartition, Arc<Partition>>,
+    /// Committed offsets of indexed topics that are in no split yet.
+    pub offsets_unindexed: u64,
 }
 
 /// The archive of a partition.
@@ -109,6 +112,10 @@ impl View {
         let log_start = partition.log_start_offset().max(manifest.log_start_offset);
         for (visible, split) in snapshot.iter().flat_map(|live| live.from(seam.max(log_start))) {
             self.live.push((live_extent(name, split, visible.start), split.clone()));
+        }
+        if Search::is_indexed(partition) {
+            let indexed = snapshot.map_or(Offset::ZERO, |live| live.indexed_through).max(seam).max(log_start);
+            self.offsets_unindexed += partition.last_stable_offset().0.saturating_sub(indexed.0).max(0).cast_unsigned();
         }
         self.cold.push(Cold { name: name.clone(), log_start, manifest });
         self.partitions.insert(name.clone(), partition.clone());

@@ -184,6 +184,12 @@ impl Parts {
         self.folder().join(STORE)
     }
 
+    /// Ends the live index; what is produced from here on cannot be found.
+    pub async fn stop_indexing(&mut self) -> Result<(), Failure> {
+        self.shutdown.cancel();
+        Ok((&mut self.indexing).await?)
+    }
+
     pub async fn stop(self) -> Result<(), Failure> {
         self.shutdown.cancel();
         self.indexing.await?;
