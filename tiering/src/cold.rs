@@ -73,6 +73,14 @@ impl From<Arc<ParquetReadError>> for ColdError {
     }
 }
 
+/// What the archive has of a range, as far as it was read.
+pub(crate) struct ColdRun {
+    pub batches: BatchRun,
+    /// Where the archive ends, if it has nothing between the end of `batches` and there. None where more may follow: the
+    /// limits of the read, or the end of its range, were reached before.
+    pub exhausted: Option<Offset>,
+}
+
 /// Reads what manifests name. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ColdReader {
@@ -111,7 +119,7 @@ impl ColdReader {
 
     /// Batches of `range` as far as the manifest reaches; whole, contiguous, starting with the one that holds
     /// `range.from` or the first after it.
-    pub async fn read(&self, manifest: &Arc<Manifest>, range: &ReadRange) -> Result<BatchRun, ColdError> {
+    pub async fn read(&self, manifest: &Arc<Manifest>, range: &ReadRange) -> Result<ColdRun, ColdError> {
         if range.from < range.until && manifest.file_for(range.from).is_none() {
             let (version, archived_through) = (manifest.version, manifest.archived_through());
             return Err(ColdError::NotArchived { offset: range.from, version, archived_through });
@@ -120,7 +128,11 @@ impl ColdReader {
         let is_sequential = self.inner.sequential.remove(&reader(range.from)).await.is_some();
         let mut run = BatchRun::default();
         let (mut at, mut left) = (range.from, range.max_bytes);
-        while let Some(file) = manifest.file_for(at).filter(|file| file.base_offset < range.until) {
+        let exhausted = loop {
+            let Some(file) = manifest.file_for(at) else { break Some(manifest.archived_through()) };
+            if file.base_offset >= range.until {
+                break None;
+            }
             let opened = self.inner.parquet.file(file).await?;
             let group = opened.row_group_of(at);
             let encoded = self.row_group(file, &opened, group).await?;
@@ -132,16 +144,16 @@ impl ColdReader {
             }
             // Another row group is not worth waiting for when its first batch would hardly fit.
             if !slice.exhausted || at >= range.until || (left < BATCH_BYTES_MAX && !run.chunks.is_empty()) {
-                break;
+                break None;
             }
-        }
+        };
         if !run.chunks.is_empty() {
             self.inner.sequential.insert(reader(at), ()).await;
         }
         if is_sequential {
             self.read_ahead(manifest, at);
         }
-        Ok(run)
+        Ok(ColdRun { batches: run, exhausted })
     }
 
     /// The first record of `within` in offset order whose timestamp is at or after `timestamp`.

@@ -22,7 +22,7 @@ use thermocline_ingest::record::{
 };
 use tokio::task::spawn_blocking;
 
-use crate::cold::{ColdError, ColdReader};
+use crate::cold::{ColdError, ColdReader, ColdRun};
 use crate::manifest::Manifest;
 use crate::worker::Tiering;
 
@@ -188,21 +188,23 @@ impl TieredReader {
             }
             route(partition, range.from)?;
         }
-        let run = self.read_cold(partition, &range).await?;
-        let local_start = partition.local_start_offset();
-        if !run.is_empty() || local_start >= range.until {
-            return Ok(run.into());
-        }
-        // From here on the archive has nothing but what was dropped; what follows is in the log.
-        let (log, rest) = (partition.clone(), ReadRange { from: range.from.max(local_start), ..range });
-        match self.blocking(partition, move || hot(&log, &rest)).await {
-            // Trimmed just now. Nothing was found yet; the next read begins in the archive again.
-            Err(ReadError::BelowLocalStart { .. }) => Ok(run.into()),
-            answer => answer,
+        let mut attempts = 0;
+        loop {
+            let ColdRun { batches, exhausted } = self.read_cold(partition, &range).await?;
+            let Some(archive_end) = exhausted.filter(|end| batches.is_empty() && *end < range.until) else {
+                return Ok(batches.into());
+            };
+            // Up to its end the archive has nothing but what was dropped; what follows is in the log. To begin where the
+            // local log does now would skip what has been archived and trimmed since.
+            let (log, rest) = (partition.clone(), ReadRange { from: range.from.max(archive_end), ..range.clone() });
+            match self.blocking(partition, move || hot(&log, &rest)).await {
+                Err(ReadError::BelowLocalStart { .. }) if attempts < ATTEMPTS_MAX => attempts += 1,
+                answer => return answer,
+            }
         }
     }
 
-    async fn read_cold(&self, partition: &Arc<Partition>, range: &ReadRange) -> Result<BatchRun, ReadError> {
+    async fn read_cold(&self, partition: &Arc<Partition>, range: &ReadRange) -> Result<ColdRun, ReadError> {
         let mut attempts = 0;
         loop {
             let manifest = self.tiering.manifest(partition);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::TopicName as WireName;
 use kafka_protocol::messages::produce_request::ProduceRequest;
 use kafka_protocol::messages::produce_response::{
     BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
@@ -148,7 +149,9 @@ fn plan(services: &Services, context: &RequestContext, request: ProduceRequest) 
                     .with_base_offset(-1),
             );
         }
-        topics.push(TopicProduceResponse::default().with_name(data.name).with_partition_responses(rows));
+        // A copy: the answer waits for the commit, and must not keep the frame, whose memory is others' by then.
+        let name = WireName(text(&data.name));
+        topics.push(TopicProduceResponse::default().with_name(name).with_partition_responses(rows));
     }
     (ProduceResponse::default().with_responses(topics), appends)
 }

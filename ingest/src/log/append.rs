@@ -331,7 +331,10 @@ impl Partition {
         if writer.position == 0 {
             return Ok(());
         }
-        writer.write_time_entry().on("write the time index of", &writer.segment.path())?;
+        let path = writer.segment.path();
+        writer.write_time_entry().on("write the time index of", &path)?;
+        // Before the sync, whose failure is for good: a disk that is full for a while must not be.
+        writer.files.write_indexes().on("write the indexes of", &path)?;
         self.sync(&writer.files, writer.next, true)?;
         snapshot::write(&self.dir, writer.next, &writer.producers)?;
         let base = writer.next;

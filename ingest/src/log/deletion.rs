@@ -65,14 +65,21 @@ impl Deletions {
     /// Deletes what is due at `now`. Returns its bytes.
     pub fn carry_out(&self, now: Timestamp, eraser: &Eraser) -> Result<u64, LogError> {
         let mut freed = 0;
-        let due: VecDeque<_> = {
+        let mut due: VecDeque<_> = {
             let mut waiting = self.waiting.lock();
             let (due, later) = waiting.drain(..).partition(|(due, _)| *due <= now);
             *waiting = later;
             due
         };
-        for (_, path) in due {
-            freed += eraser.delete(&path)?;
+        while let Some((at, path)) = due.pop_front() {
+            match eraser.delete(&path) {
+                Ok(bytes) => freed += bytes,
+                Err(error) => {
+                    due.push_front((at, path));
+                    self.waiting.lock().extend(due);
+                    return Err(error);
+                }
+            }
         }
         Ok(freed)
     }

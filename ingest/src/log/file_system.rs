@@ -7,7 +7,8 @@
 //!   [`DIRTY_BYTES_PER_FILE_MAX`] for each file of the group, and [`INDEX_BYTES_PER_PARTITION`] for each partition of the
 //!   broker, whose indexes are not synced with their logs.
 //! - **It promises as much as `fdatasync`**: on file systems that are known for it ([`is_known`]), and on a Linux that
-//!   reports a failed write by it (5.8). On other systems there is no such call.
+//!   reports every failure by it (5.17; from 5.8 on it reports those of data, not those of the journal). On other systems
+//!   there is no such call.
 //! - **It never failed.** A failure does not say whose bytes were lost, and is reported once. Files know of their own: so
 //!   the group that met it is synced file by file, and so is every later one.
 //!
@@ -25,9 +26,9 @@ pub const FILES_MIN: usize = 32;
 const DIRTY_BYTES_PER_FILE_MAX: u64 = 64 << 10;
 /// A page of each index, and what a file system keeps of two files.
 const INDEX_BYTES_PER_PARTITION: u64 = 16 << 10;
-/// From here on `syncfs` reports failed writes.
+/// From here on `syncfs` reports whatever failed.
 #[cfg(target_os = "linux")]
-const KERNEL_MIN: (u32, u32) = (5, 8);
+const KERNEL_MIN: (u32, u32) = (5, 17);
 
 /// Makes all of it durable.
 type Sync = Box<dyn FnMut() -> io::Result<()> + Send>;

@@ -34,7 +34,7 @@ pub struct FlushQueue {
 #[derive(Default)]
 struct Waiting {
     now: Vec<Arc<Partition>>,
-    /// Partitions whose topic asks for a sync within `flush.ms`.
+    /// Partitions whose topic asks for a sync within `flush.ms`. One that was synced meanwhile stays until its time comes.
     later: Vec<(Instant, Arc<Partition>)>,
     stopping: bool,
 }
@@ -76,6 +76,7 @@ impl FlushQueue {
             }
             let now = Instant::now();
             let due: Vec<_> = waiting.later.extract_if(.., |(at, _)| *at <= now).collect();
+            due.iter().for_each(|(_, partition)| partition.left_later());
             waiting.now.extend(due.into_iter().map(|(_, partition)| partition));
             if !waiting.now.is_empty() || idle_until.is_some_and(|until| until <= now) {
                 return Some(std::mem::take(&mut waiting.now));

@@ -141,8 +141,8 @@ impl<E: Entry> IndexFile<E> {
         Ok(())
     }
 
-    /// Readers go on meanwhile.
-    fn write(&self) -> io::Result<()> {
+    /// Writes what is only in memory; readers go on meanwhile.
+    pub fn write(&self) -> io::Result<()> {
         let entries = self.unwritten.lock().clone();
         let mut bytes = Vec::with_capacity(entries.len() * E::LEN);
         entries.iter().for_each(|entry| entry.write(&mut bytes));

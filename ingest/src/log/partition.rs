@@ -5,6 +5,7 @@
 //! it), `changing_files` (sealed segments go or are replaced), `segments` (the list; never held during I/O). Offsets that
 //! others read are atomics.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -61,8 +62,9 @@ pub struct Partition {
     /// Held over a sync and the publishing or failing that follows: the kernel reports a failed sync only once, so two
     /// at a time could take the other's failure for a success.
     syncing: Mutex<()>,
-    /// Held while a sealed segment's files go, or others take their place.
-    pub(super) changing_files: Mutex<()>,
+    /// Held while a sealed segment's files go, or others take their place. Segments out of view whose files are still
+    /// there, oldest first.
+    pub(super) changing_files: Mutex<VecDeque<Arc<Segment>>>,
     pub(super) deletions: Deletions,
     /// Held over a round of compaction.
     pub(super) cleaning: Mutex<Checkpoint>,
@@ -115,7 +117,7 @@ impl Partition {
             writer: Mutex::new(writer),
             segments: RwLock::new(segments),
             syncing: Mutex::new(()),
-            changing_files: Mutex::new(()),
+            changing_files: Mutex::default(),
             deletions: Deletions::default(),
             cleaning: Mutex::new(checkpoint),
             compactions: AtomicU64::new(0),
@@ -245,9 +247,7 @@ impl Partition {
     /// bytes freed. Blocking.
     pub fn trim_local(&self, through: Offset) -> Result<u64, LogError> {
         let needless = self.archived_through().max(self.log_start_offset());
-        let through = through.min(needless).min(self.high_watermark());
-        let count = self.sealed().iter().take_while(|segment| segment.end() <= through).count();
-        self.drop_oldest(count, None)
+        self.drop_through(through.min(needless).min(self.high_watermark()), None)
     }
 
     /// What maintenance does: seals an old active segment, drops what retention lets go, deletes files that waited long
@@ -273,8 +273,8 @@ impl Partition {
             log_start: self.log_start_offset(),
             archived_through: self.archived_through(),
         };
-        let count = droppable(&held, self.hot_bytes(), horizon, &config);
-        self.drop_oldest(count, due_after(now, config.file_delete_delay_ms))?;
+        let through = droppable(&held, self.hot_bytes(), horizon, &config);
+        self.drop_through(through, due_after(now, config.file_delete_delay_ms))?;
         self.deletions.carry_out(now, &self.env.eraser)?;
         Ok(())
     }
@@ -287,33 +287,35 @@ impl Partition {
         archived.map(|s| Held { end: s.end(), size_bytes: s.size_bytes(), age_ms: s.age_ms(now) }).collect()
     }
 
-    /// Takes the `count` oldest segments out of view, then deletes their files, now or when they are `due`. The active one
-    /// stays.
-    fn drop_oldest(&self, count: usize, due: Option<Timestamp>) -> Result<u64, LogError> {
-        if count == 0 {
-            return Ok(0);
-        }
-        let _changing = self.changing_files.lock();
-        let dropped: Vec<_> = {
+    /// Takes the segments that end at or below `through` out of view, then deletes their files, now or when they are
+    /// `due`; returns bytes freed. The active one stays. Which ones those are is found out here: the list may have changed
+    /// since the caller looked. What cannot be deleted is tried again by the next call, before anything newer: a segment
+    /// that is left below a gap would keep the partition from opening.
+    pub(super) fn drop_through(&self, through: Offset, due: Option<Timestamp>) -> Result<u64, LogError> {
+        let mut leaving = self.changing_files.lock();
+        {
             let mut segments = self.segments.write();
             self.check_open()?;
-            let count = count.min(segments.len().saturating_sub(1));
-            let dropped = segments.drain(..count).collect();
-            let local_start = segments.first().map_or(Offset::ZERO, |segment| segment.base);
-            if !self.config().remote_storage_enable {
-                self.set_log_start_offset(local_start);
+            let sealed = segments.len().saturating_sub(1);
+            let count = segments.iter().take(sealed).take_while(|segment| segment.end() <= through).count();
+            if count > 0 {
+                leaving.extend(segments.drain(..count));
+                let local_start = segments.first().map_or(Offset::ZERO, |segment| segment.base);
+                if !self.config().remote_storage_enable {
+                    self.set_log_start_offset(local_start);
+                }
+                self.local_start.fetch_max(local_start.0, Ordering::AcqRel);
             }
-            self.local_start.fetch_max(local_start.0, Ordering::AcqRel);
-            dropped
-        };
+        }
         let mut freed = 0;
-        for segment in dropped {
-            freed += segment.size_bytes();
-            self.env.metrics.hot_bytes.sub(gauge(segment.size_bytes()));
+        while let Some(segment) = leaving.front() {
             match due {
                 Some(due) => self.deletions.put_off(&self.dir, segment.base, due)?,
                 None => self.env.eraser.delete_segment(&self.dir, segment.base)?,
             }
+            freed += segment.size_bytes();
+            self.env.metrics.hot_bytes.sub(gauge(segment.size_bytes()));
+            leaving.pop_front();
         }
         Ok(freed)
     }
@@ -333,10 +335,14 @@ impl Partition {
         }
     }
 
+    /// Called by the flusher, which no longer has the partition among those that are synced later.
+    pub(super) fn left_later(&self) {
+        self.queued_later.store(false, Ordering::Release);
+    }
+
     /// What a sync from now on makes durable: the active segment's part of what lies below the offset. What lies in older
     /// files was synced when they were sealed. What is appended later asks for another flush.
     pub(super) fn begin_flush(&self) -> (SegmentFiles, Offset) {
-        self.queued_later.store(false, Ordering::Release);
         self.queued.store(false, Ordering::Release);
         let mut writer = self.writer.lock();
         writer.unflushed_records = 0;

@@ -134,6 +134,8 @@ impl Recovery<'_> {
         let tail = match trusted {
             Some(tail) => tail,
             None => {
+                // A write that failed may be in memory as if it had not: what counts is on the disk.
+                files.log.sync().and_then(|()| files.log.forget_cached()).on("sync", &path)?;
                 let (tail, stopped) = self.rebuild(&files, base, size_bytes, false, holes).on("recover", &path)?;
                 if let Some(error) = stopped {
                     let cut_bytes = size_bytes - tail.size_bytes;

@@ -25,9 +25,9 @@ pub struct Horizon {
     pub archived_through: Offset,
 }
 
-/// How many of the `sealed` segments, oldest first, may go now. `local_bytes` is the size of the local log, active
-/// segment included.
-pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &TopicConfig) -> usize {
+/// Through which offset (exclusive) the `sealed` segments, oldest first, may go now. `local_bytes` is the size of the local
+/// log, active segment included.
+pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &TopicConfig) -> Offset {
     let (age_max_ms, bytes_max) = if config.remote_storage_enable {
         (config.local_retention_ms, config.local_retention_bytes)
     } else {
@@ -41,17 +41,18 @@ pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &T
     let unreadable_through = horizon.high_watermark.min(horizon.log_start);
 
     let expires = config.cleanup.delete;
-    let mut left = local_bytes;
-    for (count, segment) in sealed.iter().enumerate() {
+    let (mut left, mut through) = (local_bytes, Offset::ZERO);
+    for segment in sealed {
         left = left.saturating_sub(segment.size_bytes);
         let too_old = age_max_ms.is_some_and(|limit| segment.age_ms > limit);
         let too_much = bytes_max.is_some_and(|limit| left >= limit);
         let expired = expires && (too_old || too_much) && segment.end <= expired_through;
         if !expired && segment.end > unreadable_through {
-            return count;
+            break;
         }
+        through = segment.end;
     }
-    sealed.len()
+    through
 }
 
 /// How many of each partition's archived segments should go before local retention says so, to free `missing` bytes: the
@@ -95,21 +96,21 @@ mod tests {
     fn the_archive_is_the_horizon() {
         let config = TopicConfig { local_retention_ms: Some(50), ..topic_config() };
         let sealed = held(&[300, 200, 100, 40]);
-        assert_eq!(droppable(&sealed, 500, horizon(1000), &config), 3, "the fourth is too young");
-        assert_eq!(droppable(&sealed, 500, horizon(20), &config), 2, "the third is not archived");
-        assert_eq!(droppable(&sealed, 500, horizon(19), &config), 1, "half archived is not archived");
+        assert_eq!(droppable(&sealed, 500, horizon(1000), &config), Offset(30), "the fourth is too young");
+        assert_eq!(droppable(&sealed, 500, horizon(20), &config), Offset(20), "the third is not archived");
+        assert_eq!(droppable(&sealed, 500, horizon(19), &config), Offset(10), "half archived is not archived");
         let unlimited = TopicConfig { local_retention_ms: None, retention_ms: Some(1), ..topic_config() };
-        assert_eq!(droppable(&sealed, 500, horizon(1000), &unlimited), 0);
+        assert_eq!(droppable(&sealed, 500, horizon(1000), &unlimited), Offset::ZERO);
         let mut early = horizon(1000);
         early.high_watermark = Offset(10);
-        assert_eq!(droppable(&sealed, 500, early, &config), 1, "not above the high watermark");
+        assert_eq!(droppable(&sealed, 500, early, &config), Offset(10), "not above the high watermark");
     }
 
     #[test]
     fn size_counts_what_is_left() {
         let config = TopicConfig { local_retention_bytes: Some(250), local_retention_ms: None, ..topic_config() };
-        assert_eq!(droppable(&held(&[0; 4]), 450, horizon(1000), &config), 2);
-        assert_eq!(droppable(&held(&[0; 4]), 450, horizon(10), &config), 1);
+        assert_eq!(droppable(&held(&[0; 4]), 450, horizon(1000), &config), Offset(20));
+        assert_eq!(droppable(&held(&[0; 4]), 450, horizon(10), &config), Offset(10));
     }
 
     #[test]
@@ -120,22 +121,22 @@ mod tests {
             local_retention_ms: Some(1),
             ..topic_config()
         };
-        assert_eq!(droppable(&held(&[300, 200, 100, 40]), 500, horizon(0), &config), 2);
+        assert_eq!(droppable(&held(&[300, 200, 100, 40]), 500, horizon(0), &config), Offset(20));
     }
 
     #[test]
     fn a_topic_that_is_only_compacted_keeps_everything() {
         let cleanup = CleanupPolicy { compact: true, delete: false };
         let compacted = TopicConfig { cleanup, remote_storage_enable: false, retention_ms: Some(1), ..topic_config() };
-        assert_eq!(droppable(&held(&[300, 200]), 300, horizon(0), &compacted), 0);
+        assert_eq!(droppable(&held(&[300, 200]), 300, horizon(0), &compacted), Offset::ZERO);
         let both = TopicConfig { cleanup: CleanupPolicy { delete: true, ..cleanup }, ..compacted };
-        assert_eq!(droppable(&held(&[300, 200]), 300, horizon(0), &both), 2);
+        assert_eq!(droppable(&held(&[300, 200]), 300, horizon(0), &both), Offset(20));
     }
 
     #[test]
     fn the_oldest_that_must_stay_holds_the_rest() {
         let config = TopicConfig { local_retention_ms: Some(50), ..topic_config() };
-        assert_eq!(droppable(&held(&[300, 10, 300]), 500, horizon(1000), &config), 1);
+        assert_eq!(droppable(&held(&[300, 10, 300]), 500, horizon(1000), &config), Offset(10));
     }
 
     #[test]
@@ -153,6 +154,6 @@ mod tests {
         let mut horizon = horizon(0);
         horizon.log_start = Offset(25);
         let config = TopicConfig { local_retention_ms: None, ..topic_config() };
-        assert_eq!(droppable(&held(&[0; 4]), 500, horizon, &config), 2);
+        assert_eq!(droppable(&held(&[0; 4]), 500, horizon, &config), Offset(20));
     }
 }

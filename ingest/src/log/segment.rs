@@ -23,7 +23,7 @@ use super::index::{IndexFile, OffsetEntry, TimeEntry};
 use super::scan::{Placed, ScanError, Scanner};
 use super::transactions::{ABORTED, AbortedTransaction};
 use crate::model::{Offset, Timestamp};
-use crate::page_cache::QuietReader;
+use crate::page_cache::{self, QuietReader};
 use crate::record::BatchHeader;
 
 pub const LOG: &str = "log";
@@ -108,6 +108,11 @@ impl LogFile {
     pub fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
+    /// From here on it is read as the disk has it.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        page_cache::forget(&self.file, self.len()?);
+        Ok(())
+    }
 }
 
 /// The open files of a segment.
@@ -151,6 +156,13 @@ impl SegmentFiles {
         }
         let made = IndexFile::open_writable(&file_path(dir, base, ABORTED))?;
         Ok(self.aborted.get_or_init(|| made))
+    }
+
+    /// Brings the indexes into their files. A failure leaves them as they are: it may be tried again.
+    pub fn write_indexes(&self) -> io::Result<()> {
+        self.index.write()?;
+        self.times.write()?;
+        self.aborted.get().map_or(Ok(()), IndexFile::write)
     }
 
     pub fn sync_indexes(&self) -> io::Result<()> {

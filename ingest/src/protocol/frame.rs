@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::ApiKey;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::decode::{self, HEADER_FIXED_LEN};
 
@@ -23,6 +24,13 @@ const LENGTH_LEN: usize = 4;
 const READ_STEP_MIN: usize = 8 << 10;
 /// Longest a frame may stay without a further byte once it has begun; after it the room it reserved is needed elsewhere.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// So many bytes a second, and [`STALL_MAX`] beside, must arrive of a frame that has room: a few clients that send a byte
+/// now and then would hold the room of all.
+const BYTES_PER_SECOND_MIN: usize = 1 << 20;
+/// The part of the memory that is for requests other than Produce.
+const CONTROL_SHARE: usize = 8;
+/// From here on the bytes that arrived behind a frame are copied away from it.
+const DETACHED_MIN: usize = 64 << 10;
 
 /// Sizes a frame may have, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +42,13 @@ pub struct FrameLimits {
 /// Memory that request frames of all connections share, in bytes.
 #[derive(Clone, Debug)]
 pub struct FrameMemory {
+    produce: Pool,
+    /// So that who produces slowly keeps nobody's heartbeats waiting.
+    control: Pool,
+}
+
+#[derive(Clone, Debug)]
+struct Pool {
     permits: Arc<Semaphore>,
     total: usize,
 }
@@ -60,7 +75,7 @@ pub enum FrameError {
     ControlTooLarge { api_key: i16, length: usize, limit: usize },
     #[error("the connection ended {missing} bytes before the end of a frame")]
     Cut { missing: usize },
-    #[error("no byte of a begun frame arrived for {STALL_MAX:?}")]
+    #[error("a begun frame stood still for {STALL_MAX:?}, or came slower than {BYTES_PER_SECOND_MIN} bytes a second")]
     Stalled,
     #[error("the memory for request frames is closed")]
     MemoryClosed,
@@ -68,11 +83,18 @@ pub enum FrameError {
 
 impl FrameMemory {
     pub fn new(total: usize) -> Self {
+        let control = total / CONTROL_SHARE;
+        Self { produce: Pool::new(total - control), control: Pool::new(control) }
+    }
+}
+
+impl Pool {
+    fn new(total: usize) -> Self {
         let total = total.min(Semaphore::MAX_PERMITS);
         Self { permits: Arc::new(Semaphore::new(total)), total }
     }
 
-    /// Waits for room. A frame larger than the whole memory takes all of it.
+    /// Waits for room. A frame larger than the whole pool takes all of it.
     async fn reserve(&self, length: usize) -> Result<OwnedSemaphorePermit, FrameError> {
         let permits = u32::try_from(length.min(self.total)).unwrap_or(u32::MAX);
         self.permits.clone().acquire_many_owned(permits).await.map_err(|_| FrameError::MemoryClosed)
@@ -86,11 +108,13 @@ pub struct FrameReader<R> {
     buffer: BytesMut,
     limits: FrameLimits,
     memory: FrameMemory,
+    /// Room for the frame at the front, and until when it must be there.
+    reserved: Option<(OwnedSemaphorePermit, Instant)>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub fn new(io: R, limits: FrameLimits, memory: FrameMemory) -> Self {
-        Self { io, buffer: BytesMut::new(), limits, memory }
+        Self { io, buffer: BytesMut::new(), limits, memory, reserved: None }
     }
 
     /// The next frame, or nothing where the stream ended between two frames. Cancel safe.
@@ -102,17 +126,27 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Ok(None);
             }
         }
-        self.fill(LENGTH_LEN + HEADER_FIXED_LEN).await?;
-        let length = self.length()?;
-        let memory = self.memory.reserve(length).await?;
-        self.fill(LENGTH_LEN + length).await?;
+        self.fill(LENGTH_LEN + HEADER_FIXED_LEN, None).await?;
+        let (length, is_produce) = self.head()?;
+        if self.reserved.is_none() {
+            let pool = if is_produce { &self.memory.produce } else { &self.memory.control };
+            let memory = pool.reserve(length).await?;
+            let longest = STALL_MAX + Duration::from_secs((length / BYTES_PER_SECOND_MIN) as u64);
+            self.reserved = Some((memory, Instant::now() + longest));
+        }
+        let until = self.reserved.as_ref().map(|(_, until)| *until);
+        self.fill(LENGTH_LEN + length, until).await?;
         let mut bytes = self.buffer.split_to(LENGTH_LEN + length);
+        if length >= DETACHED_MIN {
+            // What came after a large frame must not keep its memory.
+            self.buffer = BytesMut::from(&self.buffer[..]);
+        }
         let bytes = bytes.split_off(LENGTH_LEN).freeze();
-        Ok(Some(Frame { bytes, memory }))
+        Ok(self.reserved.take().map(|(memory, _)| Frame { bytes, memory }))
     }
 
-    /// The length of the frame at the front, checked against the limit of its API.
-    fn length(&self) -> Result<usize, FrameError> {
+    /// The length of the frame at the front, checked against the limit of its API, and whether that is Produce.
+    fn head(&self) -> Result<(usize, bool), FrameError> {
         let missing = FrameError::Cut { missing: LENGTH_LEN + HEADER_FIXED_LEN };
         let Some((length, rest)) = self.buffer.split_first_chunk() else { return Err(missing) };
         let length = i32::from_be_bytes(*length);
@@ -124,21 +158,24 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             return Err(FrameError::TooLarge { length: size, limit: self.limits.produce_max });
         }
         let head = decode::head(rest).map_err(|_| missing)?;
-        if size > self.limits.control_max && head.api_key != ApiKey::Produce as i16 {
+        let is_produce = head.api_key == ApiKey::Produce as i16;
+        if size > self.limits.control_max && !is_produce {
             let (api_key, limit) = (head.api_key, self.limits.control_max);
             return Err(FrameError::ControlTooLarge { api_key, length: size, limit });
         }
-        Ok(size)
+        Ok((size, is_produce))
     }
 
-    /// Reads until the buffer holds `wanted` bytes.
-    async fn fill(&mut self, wanted: usize) -> Result<(), FrameError> {
+    /// Reads until the buffer holds `wanted` bytes, no longer than `until`.
+    async fn fill(&mut self, wanted: usize, until: Option<Instant>) -> Result<(), FrameError> {
         while self.buffer.len() < wanted {
             // A frame that claims less than a header would never get this far; its length is known already.
             if self.buffer.len() >= LENGTH_LEN && wanted == LENGTH_LEN + HEADER_FIXED_LEN {
                 self.refuse_short()?;
             }
-            let read = tokio::time::timeout(STALL_MAX, self.read_step(wanted)).await;
+            let stalled = Instant::now() + STALL_MAX;
+            let stalled = until.map_or(stalled, |until| until.min(stalled));
+            let read = tokio::time::timeout_at(stalled, self.read_step(wanted)).await;
             if !read.map_err(|_| FrameError::Stalled)?? {
                 return Err(FrameError::Cut { missing: wanted - self.buffer.len() });
             }

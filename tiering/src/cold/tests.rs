@@ -88,7 +88,7 @@ proptest! {
             if scanned {
                 // Row groups that are in memory are used.
                 let end = records.last().unwrap().offset.0 + 1;
-                cold.read(&manifest, &range(10, end, usize::MAX)).await.unwrap();
+                cold.read(&manifest, &range(10, end, usize::MAX)).await.unwrap().batches;
             }
             let mut found = Found::default();
             while found.records.len() < offsets.len() {
@@ -120,7 +120,7 @@ proptest! {
             let end = records.last().unwrap().offset.0 + 1;
             let (mut at, mut seen) = (from, Vec::new());
             loop {
-                let run = decoded(&cold.read(&manifest, &range(at, end, max_bytes)).await.unwrap());
+                let run = decoded(&cold.read(&manifest, &range(at, end, max_bytes)).await.unwrap().batches);
                 let Some(last) = run.last() else { break };
                 prop_assert!(last.offset.0 >= at, "each answer gets further");
                 seen.extend(run.iter().filter(|record| record.offset.0 >= at).cloned());
@@ -147,7 +147,7 @@ async fn a_row_group_is_fetched_once_for_all_readers() {
     let mut readers = tokio::task::JoinSet::new();
     for reader in 0..8 {
         let (cold, manifest) = (cold.clone(), manifest.clone());
-        readers.spawn(async move { cold.read(&manifest, &range(reader, 1_000, 100_000)).await.unwrap() });
+        readers.spawn(async move { cold.read(&manifest, &range(reader, 1_000, 100_000)).await.unwrap().batches });
     }
     while let Some(run) = readers.join_next().await {
         assert_eq!(decoded(&run.unwrap())[0].offset, Offset(0), "the batch that holds the offset, from its start");
@@ -161,7 +161,7 @@ async fn a_sequential_reader_finds_the_next_row_groups_there() {
     let manifest = archive(&source, &big(4_000), 2_000, 1_000);
     let cold = ColdReader::new(source.blocks(64 << 20), &config(2));
     let group = |file: usize, group| (ObjectId::of(&manifest.files[file].data), group);
-    let read = async |from| decoded(&cold.read(&manifest, &range(from, 4_000, 1)).await.unwrap());
+    let read = async |from| decoded(&cold.read(&manifest, &range(from, 4_000, 1)).await.unwrap().batches);
     let next = read(0).await.last().unwrap().offset.0 + 1;
     assert!(!cold.inner.batches.contains(&group(0, 1)), "one read is not a sequence");
     read(next).await;
@@ -210,10 +210,10 @@ async fn batches_kept_raw_are_served_as_produced() {
     file.raw = Some(RawBatches { object: object.clone(), batches: vec![kept(3)] });
     let manifest = manifest(vec![file]);
     let cold = ColdReader::new(source.blocks(64 << 20), &config(0));
-    let run = cold.read(&manifest, &range(0, 7, 1 << 20)).await.unwrap();
+    let run = cold.read(&manifest, &range(0, 7, 1 << 20)).await.unwrap().batches;
     let offsets: Vec<_> = decoded(&run).iter().map(|record| record.offset.0).collect();
     assert_eq!(offsets, [0, 1, 2, 3, 4, 5, 6]);
-    let run = cold.read(&manifest, &range(4, 7, 1)).await.unwrap();
+    let run = cold.read(&manifest, &range(4, 7, 1)).await.unwrap().batches;
     assert_eq!(run.chunks, std::slice::from_ref(&batch));
     let found = cold.records(&manifest, &[Offset(2), Offset(4), Offset(6)], usize::MAX).await.unwrap().records;
     assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
@@ -222,7 +222,7 @@ async fn batches_kept_raw_are_served_as_produced() {
     let mut file = data_file(source.put("none", parquet(&rows, 2, 2)), &rows, 3, 5);
     file.raw = Some(RawBatches { object, batches: vec![kept(3)] });
     let alone = testing::manifest(vec![file]);
-    assert_eq!(cold.read(&alone, &range(5, 6, 1)).await.unwrap().chunks, [batch]);
+    assert_eq!(cold.read(&alone, &range(5, 6, 1)).await.unwrap().batches.chunks, [batch]);
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn what_no_file_holds_is_an_error() {
     let cold = ColdReader::new(source.blocks(64 << 20), &config(0));
     let beyond = cold.read(&manifest, &range(10, 20, 1)).await;
     assert!(matches!(beyond, Err(ColdError::NotArchived { archived_through: Offset(10), .. })));
-    assert!(cold.read(&manifest, &range(10, 10, 1)).await.unwrap().is_empty());
+    assert!(cold.read(&manifest, &range(10, 10, 1)).await.unwrap().batches.is_empty());
 }
 
 /// What a lookup of `offsets` costs on a cold cache: requests, bytes, and how the rows were read.

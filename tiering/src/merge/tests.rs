@@ -78,7 +78,7 @@ async fn contents(store: &ColdStore, head: &ManifestHead) -> (Vec<OwnedRecord>, 
     let (mut records, mut raw) = (Vec::new(), Vec::new());
     while at < end {
         let range = ReadRange { from: at, until: end, max_bytes: 1 << 20, at_least_one: true };
-        let run = reader.read(head.manifest(), &range).await.unwrap();
+        let run = reader.read(head.manifest(), &range).await.unwrap().batches;
         for batch in run.chunks.into_iter().flat_map(split_batches) {
             let batch = batch.unwrap();
             let header = thermocline_ingest::record::BatchHeader::read(&batch).unwrap();
