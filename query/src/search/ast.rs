@@ -92,6 +92,8 @@ pub(crate) enum QueryNode {
     },
     /// The same messages with scores times `factor`.
     Boost { node: Box<QueryNode>, factor: f32 },
+    /// The same messages, and none where the text has no word to look for, which otherwise leaves a clause out.
+    ZeroTermsNone { node: Box<QueryNode> },
 }
 
 /// How many of several words have to be there.
@@ -372,7 +374,7 @@ impl QueryNode {
             Self::Bool { must, should, must_not, filter, .. } => {
                 [must, should, must_not, filter].into_iter().flatten().map(Self::patterns).sum()
             }
-            Self::Boost { node, .. } => node.patterns(),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.patterns(),
             _ => 0,
         }
     }
@@ -399,7 +401,7 @@ impl QueryNode {
             | Self::Exact { field, .. }
             | Self::Range { field, .. }
             | Self::Exists { field } => Some(field),
-            Self::All | Self::Nothing | Self::Bool { .. } | Self::Boost { .. } => None,
+            Self::All | Self::Nothing | Self::Bool { .. } | Self::Boost { .. } | Self::ZeroTermsNone { .. } => None,
         }
     }
 
@@ -429,6 +431,7 @@ impl QueryNode {
             Self::Boost { node, factor } => {
                 Ok(Self::Boost { node: Box::new(node.in_partition(partition)?), factor: *factor })
             }
+            Self::ZeroTermsNone { node } => Ok(Self::ZeroTermsNone { node: Box::new(node.in_partition(partition)?) }),
             other => Ok(other.clone()),
         }
     }
@@ -438,7 +441,7 @@ impl QueryNode {
         match self {
             Self::All => Some(true),
             Self::Nothing => Some(false),
-            Self::Boost { node, .. } => node.about(topic),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.about(topic),
             Self::Words { field, text, .. } | Self::Phrase { field, text, .. } => {
                 (field.place() == Ok(Place::Topic)).then(|| topic.as_str() == text.text)
             }
@@ -475,7 +478,7 @@ impl QueryNode {
     /// Whether the answer to [`Self::about`] may differ from topic to topic.
     pub fn names_topics(&self) -> bool {
         match self {
-            Self::Boost { node, .. } => node.names_topics(),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.names_topics(),
             Self::Bool { must, should, must_not, filter, .. } => {
                 [must, should, must_not, filter].into_iter().flatten().any(Self::names_topics)
             }
@@ -494,7 +497,7 @@ impl QueryNode {
                 let bound = Bound::Included(value.clone());
                 Times::between(&bound, &bound, now).unwrap_or(Times::EVER)
             }
-            Self::Boost { node, .. } => node.times(now),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.times(now),
             Self::Bool { must, should, filter, minimum_should_match, .. } => {
                 let required = must.iter().chain(filter).map(|node| node.times(now)).fold(Times::EVER, Times::and);
                 let needed = should_needed(must.len() + filter.len(), should.len(), *minimum_should_match);

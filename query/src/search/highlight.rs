@@ -202,7 +202,7 @@ fn collect(node: &QueryNode, analyser: Analyser, fields: &mut BTreeMap<String, N
             let clauses = must.iter().chain(should).chain(filter);
             clauses.for_each(|clause| collect(clause, analyser, fields, left));
         }
-        QueryNode::Boost { node, .. } => collect(node, analyser, fields, left),
+        QueryNode::Boost { node, .. } | QueryNode::ZeroTermsNone { node } => collect(node, analyser, fields, left),
         QueryNode::All
         | QueryNode::Nothing
         | QueryNode::Pattern { .. }
