@@ -258,6 +258,10 @@ impl FieldName {
         Ok(place)
     }
 
+    pub fn is_timestamp(&self) -> bool {
+        self.place() == Ok(Place::Timestamp)
+    }
+
     pub fn error(&self, message: String) -> QueryError {
         QueryError::new(message, self.column)
     }
@@ -274,6 +278,10 @@ impl Literal {
             LiteralValue::Bool(value) => value.to_string(),
         };
         Text { text, column: self.column }
+    }
+
+    fn is_relative_time(&self) -> bool {
+        TimeExpr::parse(&self.to_text().text).is_ok_and(|time| time.is_relative())
     }
 
     fn millis(&self, now: Timestamp, rounding: Rounding) -> Result<i64, QueryError> {
@@ -486,14 +494,31 @@ impl QueryNode {
         }
     }
 
+    /// Whether it means other times when it is asked later.
+    pub fn has_relative_times(&self) -> bool {
+        match self {
+            Self::Range { field, lower, upper } if field.is_timestamp() => {
+                [lower, upper].into_iter().any(|bound| match bound {
+                    Bound::Included(literal) | Bound::Excluded(literal) => literal.is_relative_time(),
+                    Bound::Unbounded => false,
+                })
+            }
+            Self::Exact { field, value } if field.is_timestamp() => value.is_relative_time(),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.has_relative_times(),
+            Self::Bool { must, should, must_not, filter, .. } => {
+                [must, should, must_not, filter].into_iter().flatten().any(Self::has_relative_times)
+            }
+            _ => false,
+        }
+    }
+
     /// Timestamps outside of which nothing matches. What is wrong with a time is said when the query is built.
     fn times(&self, now: Timestamp) -> Times {
-        let is_timestamp = |field: &FieldName| field.place() == Ok(Place::Timestamp);
         match self {
-            Self::Range { field, lower, upper } if is_timestamp(field) => {
+            Self::Range { field, lower, upper } if field.is_timestamp() => {
                 Times::between(lower, upper, now).unwrap_or(Times::EVER)
             }
-            Self::Exact { field, value } if is_timestamp(field) => {
+            Self::Exact { field, value } if field.is_timestamp() => {
                 let bound = Bound::Included(value.clone());
                 Times::between(&bound, &bound, now).unwrap_or(Times::EVER)
             }
