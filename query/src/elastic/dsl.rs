@@ -8,7 +8,7 @@
 //! | `term`, `terms`, `prefix`, `range`, `exists`, `ids` | one value of a field, several, a prefix, a range, any, places |
 //! | `wildcard`, `regexp` | words that fit a pattern, see `search/pattern.rs` |
 //! | `bool`, `constant_score`, `dis_max`, `boosting`'s parts | clauses; `dis_max` adds scores up |
-//! | `query_string` | the query language, with OR between words unless `default_operator` says AND |
+//! | `query_string` | the query language, with OR between words unless `default_operator` says AND, and times as in `range` |
 //!
 //! Fields are those of the index: `value`, `key`, `headers.<name>`, `json.<path>`, `offset`, `@timestamp` (or
 //! `timestamp`), `_index` (or `topic`), `partition`, `_id`. What is not listed is refused by name. Depth and number of clauses are limited,
@@ -394,7 +394,7 @@ impl Dsl {
         let parsed = SearchQuery::parse_with(&query, self.now, operator);
         let root = parsed.map_err(|error| unreadable("query_string", error))?.root;
         self.count_patterns("query_string", root.patterns())?;
-        Ok(zero_terms_none(root))
+        Ok(zero_terms_none(self.rounded_times(root)))
     }
 
     /// The field that a name means.
