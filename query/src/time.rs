@@ -92,6 +92,11 @@ impl TimeExpr {
         Ok(Self { anchor, steps })
     }
 
+    /// Whether it means another moment in a later request.
+    pub fn is_relative(&self) -> bool {
+        self.anchor.is_none()
+    }
+
     /// The moment meant by a request made at `now`.
     pub fn at(&self, now: Timestamp, rounding: Rounding) -> Result<Timestamp, TimeError> {
         let anchor = self.anchor.unwrap_or(now);
@@ -264,6 +269,15 @@ mod tests {
         ] {
             assert_eq!(at(text, Rounding::Down).as_deref(), Ok(down), "{text}");
             assert_eq!(at(text, Rounding::Up).as_deref(), Ok(up), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_now_is_relative() {
+        for (text, is_relative) in
+            [("now", true), ("now-1d/d", true), ("2015-05-17", false), ("2015-05-17||+1M", false), ("5", false)]
+        {
+            assert_eq!(TimeExpr::parse(text).map(|time| time.is_relative()), Ok(is_relative), "{text}");
         }
     }
 

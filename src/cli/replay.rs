@@ -198,6 +198,12 @@ fn moment(when: &Option<When>, now: Timestamp) -> anyhow::Result<Option<String>>
 
 impl<'a> Request<'a> {
     fn of(args: &'a ReplayArgs, now: Timestamp) -> anyhow::Result<Self> {
+        // Sent as they are now, so that the broker could not tell.
+        if args.resume_from.is_some() && [&args.from, &args.to].into_iter().flatten().any(When::is_relative) {
+            bail!(
+                "times like now-15m mean other messages than when the replay began; with --resume-from write --from and --to out as RFC 3339, as they were then"
+            );
+        }
         let rate = |of: fn(Rate) -> Option<u64>| args.rate.and_then(of);
         Ok(Self {
             into: args.into.as_deref(),
@@ -400,6 +406,21 @@ mod tests {
             "--topic t --unindexed skip",
         ] {
             assert!(args(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_replay_goes_on_with_the_times_it_began_with() {
+        let request = |line: &str| {
+            let args = args(&format!("--topic t --into c {line}")).unwrap();
+            Request::of(&args, Timestamp(0)).map(|request| request.from).map_err(|error| error.to_string())
+        };
+        assert_eq!(request("--from now"), Ok(Some("1970-01-01T00:00:00.000Z".to_owned())));
+        let begun = request("--resume-from 0@3..9 --from 2015-05-17");
+        assert_eq!(begun, Ok(Some("2015-05-17T00:00:00.000Z".to_owned())));
+        for relative in ["--from now-1d", "--to now"] {
+            let error = request(&format!("--resume-from 0@3..9 {relative}")).unwrap_err();
+            assert!(error.contains("RFC 3339"), "{relative}: {error}");
         }
     }
 

@@ -37,6 +37,11 @@ impl Moment {
 }
 
 impl When {
+    /// Whether it means another moment in a later command.
+    pub fn is_relative(&self) -> bool {
+        self.0.is_relative()
+    }
+
     /// The moment meant by a command that began at `now`.
     pub fn moment(&self, now: Timestamp) -> anyhow::Result<Moment> {
         let time = self.0.at(now, Rounding::Down)?;

@@ -8,11 +8,14 @@
 //! | `term`, `terms`, `prefix`, `range`, `exists`, `ids` | one value of a field, several, a prefix, a range, any, places |
 //! | `wildcard`, `regexp` | words that fit a pattern, see `search/pattern.rs` |
 //! | `bool`, `constant_score`, `dis_max`, `boosting`'s parts | clauses; `dis_max` adds scores up |
-//! | `query_string` | the query language, with OR between words unless `default_operator` says AND |
+//! | `query_string` | the query language, with OR between words unless `default_operator` says AND, and times as in `range` |
 //!
 //! Fields are those of the index: `value`, `key`, `headers.<name>`, `json.<path>`, `offset`, `@timestamp` (or
 //! `timestamp`), `_index` (or `topic`), `partition`, `_id`. What is not listed is refused by name. Depth and number of clauses are limited,
 //! because the body comes from the network and every clause costs in every split.
+//!
+//! Text without any word (`---`) finds nothing, wherever it stands; inside a `query_string` its part is left out, unless
+//! nothing else is there. An empty `query_string` finds nothing either.
 
 use std::ops::Bound;
 
@@ -132,7 +135,7 @@ impl Dsl {
                 let text = text(&mut settings, kind, "value")?;
                 refuse_flag(&mut settings, "case_insensitive")?;
                 settings.ignore(&["rewrite"]);
-                QueryNode::Prefix { field: self.field(&name)?, text: text.into() }
+                zero_terms_none(QueryNode::Prefix { field: self.field(&name)?, text: text.into() })
             }
             "wildcard" => {
                 let pattern = settings.take("wildcard").or_else(|| settings.take("value"));
@@ -172,7 +175,7 @@ impl Dsl {
         let text =
             scalar_text(&query).ok_or_else(|| settings.wrong("query", "a text, a number or a truth value", &query))?;
         let slop = u32::try_from(slop).unwrap_or(u32::MAX);
-        Ok(match kind {
+        let node = match kind {
             "match" => {
                 let operator = match minimum.as_ref().map(|value| (value.as_i64(), value.as_str())) {
                     None | Some((Some(1), _) | (_, Some("1"))) => operator.unwrap_or(Operator::Or),
@@ -206,7 +209,8 @@ impl Dsl {
                     }
                 }
             }
-        })
+        };
+        Ok(zero_terms_none(node))
     }
 
     fn multi_match(&mut self, members: &mut Members) -> Result<QueryNode, ElasticError> {
@@ -295,7 +299,7 @@ impl Dsl {
             let reason = format!("the value of [{}] must be a text, a number or a truth value", shown(name));
             ElasticError::parsing(reason)
         })?;
-        Ok(QueryNode::Exact { field: self.field(name)?, value })
+        Ok(zero_terms_none(QueryNode::Exact { field: self.field(name)?, value }))
     }
 
     fn count_patterns(&mut self, kind: &str, count: usize) -> Result<(), ElasticError> {
@@ -308,7 +312,9 @@ impl Dsl {
         let field = self.field(name)?;
         match Part::all_of(pattern).as_slice() {
             [Part::Any] => Ok(QueryNode::Exists { field }),
-            [Part::Text(start), Part::Any] => Ok(QueryNode::Prefix { field, text: start.as_str().into() }),
+            [Part::Text(start), Part::Any] => {
+                Ok(zero_terms_none(QueryNode::Prefix { field, text: start.as_str().into() }))
+            }
             [Part::Text(text)] => self.equal(name, text.as_str().into()),
             parts => {
                 self.count_patterns("wildcard", 1)?;
@@ -381,10 +387,14 @@ impl Dsl {
             "max_determinized_states",
             "phrase_slop",
         ]);
+        // By itself the language takes it for every message.
+        if query.trim().is_empty() {
+            return Ok(QueryNode::Nothing);
+        }
         let parsed = SearchQuery::parse_with(&query, self.now, operator);
         let root = parsed.map_err(|error| unreadable("query_string", error))?.root;
         self.count_patterns("query_string", root.patterns())?;
-        Ok(root)
+        Ok(zero_terms_none(self.rounded_times(root)))
     }
 
     /// The field that a name means.
@@ -459,6 +469,19 @@ fn any_of(mut should: Vec<QueryNode>) -> QueryNode {
             let (must, must_not, filter) = (Vec::new(), Vec::new(), Vec::new());
             QueryNode::Bool { must, should, must_not, filter, minimum_should_match: 1 }
         }
+    }
+}
+
+/// `zero_terms_query: none`, where there may be no word.
+fn zero_terms_none(node: QueryNode) -> QueryNode {
+    match node {
+        QueryNode::Words { .. }
+        | QueryNode::Phrase { .. }
+        | QueryNode::Prefix { .. }
+        | QueryNode::Exact { .. }
+        | QueryNode::Bool { .. }
+        | QueryNode::Boost { .. } => QueryNode::ZeroTermsNone { node: Box::new(node) },
+        other => other,
     }
 }
 

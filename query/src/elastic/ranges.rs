@@ -48,6 +48,49 @@ impl Dsl {
         };
         Ok(QueryNode::Range { field: self.field(name)?, lower, upper })
     }
+
+    /// A query with its times filled and rounded as those of [`Self::range`] are.
+    pub(super) fn rounded_times(&self, node: QueryNode) -> QueryNode {
+        let all = |nodes: Vec<QueryNode>| nodes.into_iter().map(|node| self.rounded_times(node)).collect::<Vec<_>>();
+        match node {
+            QueryNode::Range { field, lower, upper } if field.is_timestamp() => {
+                let lower = match lower {
+                    Bound::Included(time) => Bound::Included(self.rounded(&time, Rounding::Down)),
+                    Bound::Excluded(time) => Bound::Excluded(self.rounded(&time, Rounding::Up)),
+                    Bound::Unbounded => Bound::Unbounded,
+                };
+                let upper = match upper {
+                    Bound::Included(time) => Bound::Included(self.rounded(&time, Rounding::Up)),
+                    Bound::Excluded(time) => Bound::Excluded(self.rounded(&time, Rounding::Down)),
+                    Bound::Unbounded => Bound::Unbounded,
+                };
+                QueryNode::Range { field, lower, upper }
+            }
+            QueryNode::Exact { field, value } if field.is_timestamp() => QueryNode::Range {
+                field,
+                lower: Bound::Included(self.rounded(&value, Rounding::Down)),
+                upper: Bound::Included(self.rounded(&value, Rounding::Up)),
+            },
+            QueryNode::Bool { must, should, must_not, filter, minimum_should_match } => QueryNode::Bool {
+                must: all(must),
+                should: all(should),
+                must_not: all(must_not),
+                filter: all(filter),
+                minimum_should_match,
+            },
+            QueryNode::Boost { node, factor } => QueryNode::Boost { node: Box::new(self.rounded_times(*node)), factor },
+            other => other,
+        }
+    }
+
+    /// What is no time here is left to the query language, which knows where it stands.
+    fn rounded(&self, time: &Literal, round: Rounding) -> Literal {
+        let text = Value::String(time.to_text().text);
+        match self.moment(&text, DateFormat::default(), round, date::utc()) {
+            Ok(millis) => Literal { value: LiteralValue::I64(millis), column: time.column },
+            Err(_) => time.clone(),
+        }
+    }
 }
 
 /// `from <= field < to`.
@@ -76,4 +119,37 @@ fn older_bounds(settings: &mut Members) -> Result<(), ElasticError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use thermocline_ingest::model::Timestamp;
+
+    use super::*;
+    use crate::search::ast::{SearchQuery, Times};
+
+    /// 2015-05-17T10:05:03.250Z
+    const NOW: Timestamp = Timestamp(1_431_857_103_250);
+
+    #[test]
+    fn times_in_query_strings_are_filled_and_rounded() {
+        let day = |number: i64| 1_431_820_800_000 + (number - 17) * 86_400_000;
+        for (query, first, last) in [
+            ("@timestamp:[2015-05-17 TO 2015-05-18]", day(17), day(19) - 1),
+            ("@timestamp:{2015-05-17 TO 2015-05-19}", day(18), day(19) - 1),
+            ("@timestamp:2015-05-17", day(17), day(18) - 1),
+            ("late AND (timestamp:\"2015-05-17\"^2 AND NOT lost)", day(17), day(18) - 1),
+            ("@timestamp:>2015-05-17", day(18), i64::MAX),
+            ("@timestamp:>=2015-05-17", day(17), i64::MAX),
+            ("@timestamp:<2015-05-18", i64::MIN, day(18) - 1),
+            ("@timestamp:<=2015-05-18", i64::MIN, day(19) - 1),
+            ("@timestamp:[2015 TO 2015]", 1_420_070_400_000, 1_451_606_399_999),
+            ("@timestamp:[now/d TO now}", day(17), NOW.0 - 1),
+            ("@timestamp:1431857103250", NOW.0, NOW.0),
+        ] {
+            let root = Dsl::new(NOW).query(json!({"query_string": {"query": query}})).unwrap();
+            assert_eq!(SearchQuery { root, now: NOW }.times(), Times { first, last }, "{query}");
+        }
+    }
 }

@@ -231,7 +231,7 @@ fn scores(query: &QueryNode) -> bool {
         | QueryNode::Pattern { .. }
         | QueryNode::Exact { .. } => true,
         QueryNode::Bool { must, should, .. } => must.iter().chain(should).any(scores),
-        QueryNode::Boost { node, .. } => scores(node),
+        QueryNode::Boost { node, .. } | QueryNode::ZeroTermsNone { node } => scores(node),
         QueryNode::All | QueryNode::Nothing | QueryNode::Range { .. } | QueryNode::Exists { .. } => false,
     }
 }

@@ -22,13 +22,17 @@ fn body(value: Value) -> Result<SearchBody, ElasticError> {
     SearchBody::parse(value, NOW, 1000)
 }
 
+fn zero_terms_none(node: QueryNode) -> QueryNode {
+    QueryNode::ZeroTermsNone { node: Box::new(node) }
+}
+
 fn words(field: &str, text: &str, operator: Operator) -> QueryNode {
-    QueryNode::Words { field: field.into(), text: text.into(), operator }
+    zero_terms_none(QueryNode::Words { field: field.into(), text: text.into(), operator })
 }
 
 fn exact(field: &str, value: impl Into<LiteralValue>) -> QueryNode {
     let value: LiteralValue = value.into();
-    QueryNode::Exact { field: field.into(), value: value.into() }
+    zero_terms_none(QueryNode::Exact { field: field.into(), value: value.into() })
 }
 
 fn times(lower: Bound<i64>, upper: Bound<i64>) -> QueryNode {
@@ -42,15 +46,19 @@ fn any_of(should: Vec<QueryNode>) -> QueryNode {
 
 #[test]
 fn leaves_become_nodes() {
-    let prefix = |field: &str, text: &str| QueryNode::Prefix { field: field.into(), text: text.into() };
+    let starts = |field: &str, text: &str| QueryNode::Prefix { field: field.into(), text: text.into() };
+    let prefix = |field: &str, text: &str| zero_terms_none(starts(field, text));
+    let part = |field: &str, value: LiteralValue| QueryNode::Exact { field: field.into(), value: value.into() };
     let place = QueryNode::Bool {
         must: vec![],
         should: vec![],
         must_not: vec![],
-        filter: vec![exact("topic", "orders"), exact("partition", 2_i64), exact("offset", 7_i64)],
+        filter: vec![part("topic", "orders".into()), part("partition", 2_i64.into()), part("offset", 7_i64.into())],
         minimum_should_match: 0,
     };
-    let phrase = |text: &str, slop| QueryNode::Phrase { field: "value".into(), text: text.into(), slop };
+    let phrase =
+        |text: &str, slop| zero_terms_none(QueryNode::Phrase { field: "value".into(), text: text.into(), slop });
+    let late = QueryNode::Words { field: "value".into(), text: "late".into(), operator: Operator::Or };
     for (wanted, node) in [
         (json!({"match_all": {}}), QueryNode::All),
         (json!({"match_none": {}}), QueryNode::Nothing),
@@ -68,7 +76,7 @@ fn leaves_become_nodes() {
         (json!({"match_phrase_prefix": {"value": "par"}}), prefix("value", "par")),
         (
             json!({"match_bool_prefix": {"value": "late par"}}),
-            any_of(vec![words("value", "late", Operator::Or), prefix("value", "par")]),
+            zero_terms_none(any_of(vec![late, starts("value", "par")])),
         ),
         (
             json!({"multi_match": {"query": "late", "fields": ["value", "key"]}}),
@@ -220,10 +228,12 @@ fn query_strings_are_the_query_language() {
         }
         query(json!({"query_string": settings})).unwrap()
     };
-    let QueryNode::Bool { must, should, .. } = parsed(None) else { panic!("one word?") };
+    let QueryNode::ZeroTermsNone { node } = parsed(None) else { panic!("no words?") };
+    let QueryNode::Bool { must, should, .. } = *node else { panic!("one word?") };
     assert_eq!((must.len(), should.len()), (0, 2), "OR is the default here");
     assert_ne!(parsed(None), parsed(Some("AND")));
     assert_eq!(query(json!({"query_string": {"query": "*"}})), Ok(QueryNode::All));
+    assert_eq!(query(json!({"query_string": {"query": " "}})), Ok(QueryNode::Nothing));
     let alias = query(json!({"query_string": {"query": "@timestamp:[now-1h TO now]"}})).unwrap();
     assert!(matches!(alias, QueryNode::Range { .. }), "{alias:?}");
     let error = query(json!({"query_string": {"query": "a AND ("}})).unwrap_err();

@@ -32,6 +32,7 @@ use super::guard::Place;
 use super::replay::filter;
 use crate::replay::{Partitioning, Progress, ReplayRequest, Republish, RepublishRequest, Undecodable};
 use crate::search::Unindexed;
+use crate::search::ast::SearchQuery;
 use crate::time::{Rounding, TimeExpr};
 
 /// Replays into topics at once.
@@ -81,6 +82,11 @@ impl RepublishBody {
                 "resume_from says which partitions and offsets; leave partition, from_offset and to_offset out";
             return Err(ApiError::bad_request(message));
         }
+        if self.resume_from.is_some() && self.has_relative_times(now) {
+            let message = "times like now-15m mean other messages than when the replay began; with resume_from write \
+                           those of from, to and query out as RFC 3339, as they were then";
+            return Err(ApiError::bad_request(message));
+        }
         if self.undecodable == Some(Undecodable::Mark) {
             return Err(ApiError::bad_request("undecodable=mark has no place in a topic; use undecodable=skip"));
         }
@@ -101,6 +107,13 @@ impl RepublishBody {
             keep_timestamps: self.keep_timestamps,
             partitioning: self.partitioning,
         })
+    }
+
+    fn has_relative_times(&self, now: Timestamp) -> bool {
+        // What is wrong with a query is said where it is checked.
+        let query = self.query.as_deref().and_then(|query| SearchQuery::parse(query, now).ok());
+        [&self.from, &self.to].into_iter().flatten().any(TimeExpr::is_relative)
+            || query.is_some_and(|query| query.root.has_relative_times())
     }
 }
 
@@ -193,6 +206,29 @@ mod tests {
             r#"{"into":"copy","rate":5}"#,
         ] {
             assert!(request(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_that_move_are_refused_where_a_replay_goes_on() {
+        for relative in [
+            r#""from":"now-1d""#,
+            r#""to":"now""#,
+            r#""query":"late timestamp:>=now-15m""#,
+            r#""query":"a OR NOT (timestamp:[2015-05-17 TO now/d]^2 b)""#,
+            r#""query":"@timestamp:\"now/d\"""#,
+        ] {
+            assert!(request(&format!(r#"{{"into":"copy",{relative}}}"#)).is_ok(), "{relative}");
+            let error = request(&format!(r#"{{"into":"copy","resume_from":"0@17..100",{relative}}}"#)).unwrap_err();
+            assert!(error.contains("RFC 3339"), "{relative}: {error}");
+        }
+        for absolute in [
+            r#""from":"2015-05-17T10:05:03Z","to":1431907200000"#,
+            r#""query":"now-1d timestamp:[2015-05-17 TO 2015-05-17||+1M] key:now""#,
+            r#""query":"not a query(""#,
+        ] {
+            let read = request(&format!(r#"{{"into":"copy","resume_from":"0@17..100",{absolute}}}"#));
+            assert!(read.is_ok(), "{absolute}: {read:?}");
         }
     }
 }

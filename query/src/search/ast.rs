@@ -92,6 +92,8 @@ pub(crate) enum QueryNode {
     },
     /// The same messages with scores times `factor`.
     Boost { node: Box<QueryNode>, factor: f32 },
+    /// The same messages, and none where the text has no word to look for, which otherwise leaves a clause out.
+    ZeroTermsNone { node: Box<QueryNode> },
 }
 
 /// How many of several words have to be there.
@@ -256,6 +258,10 @@ impl FieldName {
         Ok(place)
     }
 
+    pub fn is_timestamp(&self) -> bool {
+        self.place() == Ok(Place::Timestamp)
+    }
+
     pub fn error(&self, message: String) -> QueryError {
         QueryError::new(message, self.column)
     }
@@ -272,6 +278,10 @@ impl Literal {
             LiteralValue::Bool(value) => value.to_string(),
         };
         Text { text, column: self.column }
+    }
+
+    fn is_relative_time(&self) -> bool {
+        TimeExpr::parse(&self.to_text().text).is_ok_and(|time| time.is_relative())
     }
 
     fn millis(&self, now: Timestamp, rounding: Rounding) -> Result<i64, QueryError> {
@@ -372,7 +382,7 @@ impl QueryNode {
             Self::Bool { must, should, must_not, filter, .. } => {
                 [must, should, must_not, filter].into_iter().flatten().map(Self::patterns).sum()
             }
-            Self::Boost { node, .. } => node.patterns(),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.patterns(),
             _ => 0,
         }
     }
@@ -399,7 +409,7 @@ impl QueryNode {
             | Self::Exact { field, .. }
             | Self::Range { field, .. }
             | Self::Exists { field } => Some(field),
-            Self::All | Self::Nothing | Self::Bool { .. } | Self::Boost { .. } => None,
+            Self::All | Self::Nothing | Self::Bool { .. } | Self::Boost { .. } | Self::ZeroTermsNone { .. } => None,
         }
     }
 
@@ -429,6 +439,7 @@ impl QueryNode {
             Self::Boost { node, factor } => {
                 Ok(Self::Boost { node: Box::new(node.in_partition(partition)?), factor: *factor })
             }
+            Self::ZeroTermsNone { node } => Ok(Self::ZeroTermsNone { node: Box::new(node.in_partition(partition)?) }),
             other => Ok(other.clone()),
         }
     }
@@ -438,7 +449,7 @@ impl QueryNode {
         match self {
             Self::All => Some(true),
             Self::Nothing => Some(false),
-            Self::Boost { node, .. } => node.about(topic),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.about(topic),
             Self::Words { field, text, .. } | Self::Phrase { field, text, .. } => {
                 (field.place() == Ok(Place::Topic)).then(|| topic.as_str() == text.text)
             }
@@ -475,7 +486,7 @@ impl QueryNode {
     /// Whether the answer to [`Self::about`] may differ from topic to topic.
     pub fn names_topics(&self) -> bool {
         match self {
-            Self::Boost { node, .. } => node.names_topics(),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.names_topics(),
             Self::Bool { must, should, must_not, filter, .. } => {
                 [must, should, must_not, filter].into_iter().flatten().any(Self::names_topics)
             }
@@ -483,18 +494,35 @@ impl QueryNode {
         }
     }
 
+    /// Whether it means other times when it is asked later.
+    pub fn has_relative_times(&self) -> bool {
+        match self {
+            Self::Range { field, lower, upper } if field.is_timestamp() => {
+                [lower, upper].into_iter().any(|bound| match bound {
+                    Bound::Included(literal) | Bound::Excluded(literal) => literal.is_relative_time(),
+                    Bound::Unbounded => false,
+                })
+            }
+            Self::Exact { field, value } if field.is_timestamp() => value.is_relative_time(),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.has_relative_times(),
+            Self::Bool { must, should, must_not, filter, .. } => {
+                [must, should, must_not, filter].into_iter().flatten().any(Self::has_relative_times)
+            }
+            _ => false,
+        }
+    }
+
     /// Timestamps outside of which nothing matches. What is wrong with a time is said when the query is built.
     fn times(&self, now: Timestamp) -> Times {
-        let is_timestamp = |field: &FieldName| field.place() == Ok(Place::Timestamp);
         match self {
-            Self::Range { field, lower, upper } if is_timestamp(field) => {
+            Self::Range { field, lower, upper } if field.is_timestamp() => {
                 Times::between(lower, upper, now).unwrap_or(Times::EVER)
             }
-            Self::Exact { field, value } if is_timestamp(field) => {
+            Self::Exact { field, value } if field.is_timestamp() => {
                 let bound = Bound::Included(value.clone());
                 Times::between(&bound, &bound, now).unwrap_or(Times::EVER)
             }
-            Self::Boost { node, .. } => node.times(now),
+            Self::Boost { node, .. } | Self::ZeroTermsNone { node } => node.times(now),
             Self::Bool { must, should, filter, minimum_should_match, .. } => {
                 let required = must.iter().chain(filter).map(|node| node.times(now)).fold(Times::EVER, Times::and);
                 let needed = should_needed(must.len() + filter.len(), should.len(), *minimum_should_match);

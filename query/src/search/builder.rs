@@ -3,7 +3,7 @@
 //! Splits of one topic may differ in what is indexed (fields, analyser, positions, columns); a query means the same in
 //! all of them as far as the analyser is the same, or is refused where it cannot be answered. A field that is not indexed
 //! is empty. Text in which the analyser finds no word (`---`) asks for nothing: it
-//! is left out, as in Lucene, and a query of such text only finds nothing.
+//! is left out, as in Lucene, and a query of such text only finds nothing; see also [`QueryNode::ZeroTermsNone`].
 
 use std::cell::Cell;
 use std::ops::Bound;
@@ -104,6 +104,10 @@ impl Builder<'_> {
             QueryNode::Bool { .. } => self.boolean(node),
             QueryNode::Boost { node, factor } => Ok(match self.node(node)? {
                 Built::Query(query) => BoostQuery::new(query, *factor).into(),
+                other => other,
+            }),
+            QueryNode::ZeroTermsNone { node } => Ok(match self.node(node)? {
+                Built::Absent => Built::Nothing,
                 other => other,
             }),
         }

@@ -121,6 +121,9 @@ impl Highlighter {
             |bytes: &Option<bytes::Bytes>| bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         let mut json = None;
         for (name, needles) in self.fields.iter().take(FIELDS_MAX) {
+            if self.bytes_left == 0 {
+                break;
+            }
             let mut pieces = Vec::new();
             let values: Vec<String> = match name.as_str() {
                 "value" => text(&record.value).into_iter().collect(),
@@ -202,7 +205,7 @@ fn collect(node: &QueryNode, analyser: Analyser, fields: &mut BTreeMap<String, N
             let clauses = must.iter().chain(should).chain(filter);
             clauses.for_each(|clause| collect(clause, analyser, fields, left));
         }
-        QueryNode::Boost { node, .. } => collect(node, analyser, fields, left),
+        QueryNode::Boost { node, .. } | QueryNode::ZeroTermsNone { node } => collect(node, analyser, fields, left),
         QueryNode::All
         | QueryNode::Nothing
         | QueryNode::Pattern { .. }

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use thermocline_ingest::model::Timestamp;
 use tokio::time::Instant;
 
 use super::super::App;
@@ -46,7 +47,19 @@ struct Wanted {
     index: String,
     options: IndexOptions,
     body: Value,
+    is_scroll: bool,
+    /// Where the page of a scroll starts; None for the first one.
     cursor: Option<String>,
+}
+
+impl Wanted {
+    fn parsed(&self, now: Timestamp, buckets_max: u32) -> Result<SearchBody, ElasticError> {
+        let parsed = SearchBody::parse(self.body.clone(), now, buckets_max)?;
+        if self.is_scroll && parsed.from > 0 {
+            return Err(ElasticError::illegal("using [from] is not allowed in a scroll context"));
+        }
+        Ok(parsed)
+    }
 }
 
 /// `_search`.
@@ -60,7 +73,7 @@ pub(super) async fn search(State(app): State<Arc<App>>, mut call: Call) -> Resul
     }
     let body = with_parameters(call.json()?, &mut call.parameters)?;
     no_more(&call.parameters)?;
-    let wanted = Wanted { index: call.index, options, body, cursor: None };
+    let wanted = Wanted { index: call.index, options, body, is_scroll, cursor: None };
     let (parsed, response) = run(&app, &wanted).await?;
     let scroll_id = is_scroll.then(|| next_scroll(wanted, &response)).transpose()?;
     let beside = Beside { total_as_number, scroll_id, ..answered(started, &parsed) };
@@ -87,7 +100,7 @@ pub(super) async fn scroll(State(app): State<Arc<App>>, mut call: Call) -> Resul
         return Ok(bytes_response(search_answer(&response, &parsed, &beside)));
     };
     let options = IndexOptions { ignore_unavailable: true, allow_no_indices: true };
-    let wanted = Wanted { index, options, body, cursor: Some(cursor) };
+    let wanted = Wanted { index, options, body, is_scroll: true, cursor: Some(cursor) };
     let (parsed, mut response) = run(&app, &wanted).await?;
     // The total of every page is that of the first.
     (response.total, response.relation) = (total, relation(exact));
@@ -123,7 +136,8 @@ pub(super) async fn count(State(app): State<Arc<App>>, mut call: Call) -> Result
         members.insert("size".to_owned(), json!(0));
         members.insert("track_total_hits".to_owned(), json!(true));
     }
-    let (_, response) = run(&app, &Wanted { index: call.index, options, body, cursor: None }).await?;
+    let wanted = Wanted { index: call.index, options, body, is_scroll: false, cursor: None };
+    let (_, response) = run(&app, &wanted).await?;
     let stats = &response.stats;
     Ok(json_response(&json!({
         "count": response.total,
@@ -202,7 +216,8 @@ async fn one_of_many(
     let own = index_options(&mut parameters)?;
     let body = with_parameters(parse_json(body)?, &mut parameters)?;
     no_more(&parameters)?;
-    let wanted = Wanted { index, options: if has_options { own } else { options }, body, cursor: None };
+    let options = if has_options { own } else { options };
+    let wanted = Wanted { index, options, body, is_scroll: false, cursor: None };
     let (parsed, response) = run(app, &wanted).await?;
     let beside = Beside { total_as_number, status: Some(200), ..answered(started, &parsed) };
     Ok(search_answer(&response, &parsed, &beside))
@@ -211,7 +226,7 @@ async fn one_of_many(
 async fn run(app: &App, wanted: &Wanted) -> Result<(SearchBody, SearchResponse), ElasticError> {
     let search = &app.services.search;
     let now = app.services.clock.now();
-    let parsed = SearchBody::parse(wanted.body.clone(), now, search.buckets_max())?;
+    let parsed = wanted.parsed(now, search.buckets_max())?;
     let index = match &parsed.pit {
         Some(_) if !wanted.index.is_empty() => {
             return Err(ElasticError::illegal("[indices] cannot be named where [pit] is given"));
@@ -269,4 +284,26 @@ fn took_ms(started: Instant) -> u64 {
 fn flag(parameters: &mut Parameters, name: &str) -> Result<bool, ElasticError> {
     let Some(text) = parameters.remove(name) else { return Ok(false) };
     flag_of(&json!(text)).ok_or_else(|| ElasticError::illegal(format!("[{name}] must be true or false")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scroll_skips_nothing() {
+        let parsed = |from: Value, is_scroll: bool| {
+            let options = IndexOptions { ignore_unavailable: false, allow_no_indices: true };
+            let body = json!({"from": from});
+            let wanted = Wanted { index: String::new(), options, body, is_scroll, cursor: None };
+            wanted.parsed(Timestamp(0), 1).map(|parsed| parsed.from)
+        };
+        assert_eq!(parsed(json!(2), false), Ok(2));
+        assert_eq!(parsed(json!(0), true), Ok(0));
+        // As the address says it.
+        for from in [json!(2), json!("2")] {
+            let error = parsed(from, true).unwrap_err();
+            assert!(error.status == 400 && error.reason.contains("[from]"), "{error}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use thermocline_ingest::model::{PartitionId, Timestamp, TopicName};
 use thermocline_tiering::split::{Analyser, SplitOptions, SplitReader};
 
 use super::*;
+use crate::elastic::request::SearchBody;
 use crate::search::pattern::{Case, Part};
 use crate::search::testing::{Doc, Leaves, split_of, split_with};
 
@@ -187,6 +188,36 @@ fn clauses_count_as_they_should() {
     assert_eq!(found(&asked(any), TOPIC, &split), Ok([0, 1, 3, 4].into()));
     // All words, without positions.
     assert_eq!(found(&asked(words("b-a")), TOPIC, &split), Ok([0, 3].into()));
+}
+
+#[test]
+fn text_without_words_finds_nothing_for_elasticsearch() {
+    use serde_json::json;
+    let split = lines(&["a b", "a c"]);
+    for (clause, expected) in [
+        (json!({"match": {"value": "---"}}), vec![]),
+        (json!({"match": {"value": {"query": "---", "zero_terms_query": "none"}}}), vec![]),
+        (json!({"match_phrase": {"value": "---"}}), vec![]),
+        (json!({"match_bool_prefix": {"value": "--- ---"}}), vec![]),
+        (json!({"match_bool_prefix": {"value": "--- c"}}), vec![1]),
+        (json!({"multi_match": {"query": "---", "fields": ["value", "key"]}}), vec![]),
+        (json!({"term": {"json.op": "=="}}), vec![]),
+        (json!({"terms": {"key": ["---"]}}), vec![]),
+        (json!({"terms": {"value": ["---", "c"]}}), vec![1]),
+        (json!({"prefix": {"value": "---"}}), vec![]),
+        (json!({"wildcard": {"value": "---*"}}), vec![]),
+        (json!({"bool": {"must_not": {"match": {"value": "---"}}}}), vec![0, 1]),
+        (json!({"constant_score": {"filter": {"match": {"value": "---"}}}}), vec![]),
+        (json!({"query_string": {"query": "json.op:\"==\""}}), vec![]),
+        (json!({"query_string": {"query": "\"---\" OR \"===\""}}), vec![]),
+        (json!({"query_string": {"query": "\"---\" AND c"}}), vec![1]),
+        (json!({"query_string": {"query": ""}}), vec![]),
+        (json!({"query_string": {"query": "*"}}), vec![0, 1]),
+    ] {
+        let body = json!({"query": {"bool": {"filter": [{"match_all": {}}, clause]}}});
+        let body = SearchBody::parse(body, Timestamp(NOW), 1).unwrap();
+        assert_eq!(found(&asked(body.query), TOPIC, &split), Ok(expected.into_iter().collect()), "{clause}");
+    }
 }
 
 #[test]

@@ -154,6 +154,21 @@ fn what_is_looked_at_is_bounded() {
     assert!(unmarked <= Some(FRAGMENT_LEN_MAX));
 }
 
+#[test]
+fn nothing_is_looked_for_once_an_answer_is_full() {
+    let should = vec![words("json.n", "5"), words("value", "late")];
+    let query = QueryNode::Bool { must: vec![], should, must_not: vec![], filter: vec![], minimum_should_match: 1 };
+    let record = record("", r#"{"n":5,"when":"late"}"#, &[]);
+    let mut highlighter = Highlighter::new(&query, Analyser::Words, plain()).unwrap();
+    let mut marked = |bytes_left| {
+        highlighter.bytes_left = bytes_left;
+        highlighter.highlights(&record).into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(marked(ANSWER_BYTES_MAX), ["json.n", "value"]);
+    assert_eq!(marked(1), ["json.n"]);
+    assert_eq!(marked(0), [""; 0]);
+}
+
 proptest! {
     /// Pieces are parts of the text, the marks left out, and what is marked is the word.
     #[test]

@@ -4,7 +4,7 @@
 //! 1. Splits are in offset order and disjoint.
 //! 2. Every record that can be decoded in `[h, indexed_through)` lies in exactly one split, for every `h` at or above
 //!    the horizon of the last [`Coverage::drop_below`]. Holes exist only below that horizon, where the archive answers.
-//! 3. `indexed_through` never falls.
+//! 3. `indexed_through` never falls, as long as no new coverage takes the place of this one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,10 +40,15 @@ impl<T: Spans> Coverage<T> {
         &self.splits
     }
 
-    /// Appends what was indexed up to `through`; no split where nothing in the range could be.
-    pub fn append(&mut self, split: Option<T>, through: Offset) {
+    /// Appends what was indexed up to `through`; no split where nothing in the range could be. Not if this has begun anew
+    /// below `begun_at`, the [`Self::indexed_through`] from which that was indexed: there would be a hole before it.
+    pub fn append(&mut self, begun_at: Offset, split: Option<T>, through: Offset) -> bool {
+        if self.indexed_through < begun_at {
+            return false;
+        }
         self.splits.extend(split.map(Arc::new));
         self.indexed_through = self.indexed_through.max(through);
+        true
     }
 
     /// Forgets splits that lie wholly below `horizon`, and never asks for what lies there again.
@@ -131,7 +136,8 @@ mod tests {
                         // As the indexer does: what was archived before it was indexed is skipped.
                         let from = live.indexed_through.max(Offset(archived)).max(Offset(local_start));
                         let through = Offset(end.min(from.0 + n));
-                        live.append((from < through).then_some(from..through), through);
+                        let begun_at = live.indexed_through;
+                        prop_assert!(live.append(begun_at, (from < through).then_some(from..through), through));
                     }
                     Event::Archive(n) => archived = end.min(archived + n),
                     Event::Trim => local_start = archived,
@@ -167,10 +173,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_begun_before_a_new_start_is_thrown_away() {
+        let mut live = Coverage::starting_at(Offset(0));
+        assert!(live.append(Offset(0), Some(Offset(0)..Offset(10)), Offset(10)));
+        let begun_at = live.indexed_through;
+        live = Coverage::starting_at(Offset(0));
+        assert!(!live.append(begun_at, Some(Offset(10)..Offset(20)), Offset(20)));
+        assert_eq!((live.splits().len(), live.indexed_through), (0, Offset(0)));
+        // Where the archive has got there by then, there is no hole.
+        live.drop_below(Offset(10));
+        assert!(live.append(begun_at, Some(Offset(10)..Offset(20)), Offset(20)));
+        assert_eq!((live.splits().len(), live.indexed_through), (1, Offset(20)));
+    }
+
+    #[test]
     fn a_merge_of_dropped_splits_is_thrown_away() {
         let mut live = Coverage::starting_at(Offset(0));
         for base in [0, 10, 20] {
-            live.append(Some(Offset(base)..Offset(base + 10)), Offset(base + 10));
+            assert!(live.append(Offset(base), Some(Offset(base)..Offset(base + 10)), Offset(base + 10)));
         }
         let members = live.splits().to_vec();
         live.drop_below(Offset(10));

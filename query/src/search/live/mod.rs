@@ -313,7 +313,8 @@ impl LiveIndex {
         let stable = partition.last_stable_offset();
         // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
         let skip_to = self.horizon(&partition).max(partition.local_start_offset());
-        let from = live.snapshot().indexed_through.max(skip_to);
+        let begun_at = live.snapshot().indexed_through;
+        let from = begun_at.max(skip_to);
         if from >= stable {
             live.change(|coverage| coverage.drop_below(skip_to));
             return false;
@@ -329,7 +330,10 @@ impl LiveIndex {
             return false;
         }
         let through = indexed.through;
-        live.change(|coverage| coverage.append(indexed.split, through));
+        if !live.change(|coverage| coverage.append(begun_at, indexed.split, through)) {
+            // Indexing was switched off meanwhile; where it is on again, it starts over.
+            return true;
+        }
         self.progress.send_replace(());
         live.progress.lock().added_at = Some(Instant::now());
         if live.snapshot().splits().len() >= MERGE_COUNT {
