@@ -12,6 +12,7 @@ use thermocline_ingest::metadata::MetadataStore;
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::model::{PartitionId, Timestamp};
 use thermocline_ingest::read::{LogReader, ReadError, ReadRange, TimestampedOffset};
+use thermocline_ingest::record::{BatchHeader, split_batches};
 
 use super::super::*;
 use crate::reader::TieredReader;
@@ -228,4 +229,29 @@ async fn a_topic_deleted_while_the_store_is_down_is_gone_after_a_restart() {
     assert!(broker.faulty.keys().await.is_empty());
     shutdown.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_an_answer_is_not_skipped() {
+    let broker = Broker::start().await;
+    broker.fill(PIECES / 2, &[]).await;
+    let (partition, end) = (broker.partition(), broker.partition().high_watermark());
+    // Less than a batch of the archive has, and one of the log as well: another partition has had the rest.
+    for from in [0, RECORDS - 1, PIECES / 2 * RECORDS - 1] {
+        let range = ReadRange { from: Offset(from), until: end, max_bytes: 100, at_least_one: false };
+        assert!(broker.reader.read(&partition, range.clone()).await.unwrap().is_empty(), "from {from}");
+        // A limit that only a batch of the log keeps: the archive's batches hold what is left of two pieces.
+        let range = ReadRange { max_bytes: hot_batch_bytes(&partition), ..range };
+        let run = broker.reader.read(&partition, range).await.unwrap();
+        let first = run.chunks.into_iter().flat_map(split_batches).next();
+        let first = first.map(|batch| BatchHeader::read(&batch.unwrap()).unwrap());
+        assert!(first.is_none_or(|first| first.base_offset <= Offset(from)), "from {from}: {first:?}");
+    }
+}
+
+/// Bytes of the oldest batch in the log.
+fn hot_batch_bytes(partition: &Partition) -> usize {
+    let from = partition.local_start_offset();
+    let range = ReadRange { from, until: partition.high_watermark(), max_bytes: 1, at_least_one: true };
+    partition.read(&range).unwrap().chunks.iter().map(|chunk| chunk.len()).sum()
 }
