@@ -229,3 +229,19 @@ async fn a_topic_deleted_while_the_store_is_down_is_gone_after_a_restart() {
     shutdown.cancel();
     running.await.unwrap();
 }
+
+#[tokio::test]
+async fn nothing_is_written_for_a_topic_whose_archive_is_closed() {
+    let broker = Broker::start().await;
+    broker.fill(0, &[]).await;
+    let partition = broker.partition();
+    // Beyond the end of the archive, which is to follow.
+    broker.topics.raise_log_start(&partition, Offset(5)).unwrap();
+    let archive = broker.tiering.archive_of(&partition);
+    archive.close().await;
+    // As if the topic had been looked up right before it was deleted.
+    assert!(broker.topics.by_id(partition.topic_id()).is_some());
+    let mut report = ArchiveReport::default();
+    broker.tiering.archive_sealed(&archive, usize::MAX, &mut report).await.unwrap();
+    assert_eq!((report.files, broker.faulty.keys().await), (0, vec![]));
+}
