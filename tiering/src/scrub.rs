@@ -10,7 +10,8 @@
 //!
 //! **What is found** is logged once as an error, counted, and remembered until it is found sound or is not named by the
 //! manifest any more. Nothing is repaired, even while the log still has the records: a second copy of the same
-//! range needs a decision about why the first went bad. A store that does not answer is waited for.
+//! range needs a decision about why the first went bad. A store that does not answer is waited for; an object that it
+//! fails to give again and again while it answers otherwise (a bad sector of a folder's disk) is damaged.
 //!
 //! | died here | then |
 //! |---|---|
@@ -32,15 +33,17 @@ use crate::background::Background;
 use crate::budget::{Budget, Rates};
 use crate::manifest::{DataFile, Manifest, ManifestError, ManifestStore};
 use crate::metrics::TieringMetrics;
-use crate::paths::PartitionPath;
+use crate::paths::{self, PartitionPath};
 use crate::store::ColdStore;
-use crate::verify::{Damage, FileCheck, OBJECT_COST_BYTES, VerifyError, check_named, file_bytes, load_newest};
+use crate::verify::{Damage, Fault, FileCheck, OBJECT_COST_BYTES, VerifyError, check_named, file_bytes, load_newest};
 
 /// From the beginning of one pass to that of the next at least: an archive that is read in a minute need not be read
 /// every minute.
 const PASS_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Before a file is tried again after the store did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(60);
+/// Attempts at a file that fail while the store answers otherwise, after which it counts as damaged.
+const UNREADABLE_AFTER: u32 = 5;
 /// Damaged files and manifests remembered; further ones are logged and counted only.
 const DAMAGED_FILES_MAX: usize = 10_000;
 
@@ -150,26 +153,38 @@ impl Scrubber {
     }
 
     async fn check(&self, path: &PartitionPath, file: &Arc<DataFile>, budget: &Budget) {
+        let mut failures = 0;
         loop {
             match check_named(&self.store, &self.background, &self.manifests, path, file, Some(budget)).await {
                 Ok(FileCheck::Sound) => self.update(path, Some(file), Vec::new()),
                 Ok(FileCheck::Damaged(damage)) => self.update(path, Some(file), damage),
                 Ok(FileCheck::Replaced(_)) => return self.update(path, Some(file), Vec::new()),
-                Err(error) if is_transient(&error) => {
+                Err(error) => {
                     let key = &file.data.key;
+                    let Some(unreadable) = unreadable(&error) else {
+                        tracing::error!(key, error = &error as &dyn Error, "the scrub cannot check a file, it goes on");
+                        return;
+                    };
+                    failures = if self.store_answers(path).await { failures + 1 } else { 0 };
+                    if failures == UNREADABLE_AFTER {
+                        return self.update(path, Some(file), vec![unreadable]);
+                    }
                     tracing::warn!(key, error = &error as &dyn Error, wait = ?STORE_PAUSE, "the scrub waits for the store");
                     sleep(STORE_PAUSE).await;
                     continue;
-                }
-                Err(error) => {
-                    let key = &file.data.key;
-                    tracing::error!(key, error = &error as &dyn Error, "the scrub cannot check a file, it goes on");
-                    return;
                 }
             }
             self.metrics.scrubbed_files.inc();
             self.metrics.scrubbed_bytes.inc_by(file_bytes(file));
             return;
+        }
+    }
+
+    /// Whether it can be asked for something else.
+    async fn store_answers(&self, path: &PartitionPath) -> bool {
+        match self.store.get(&paths::topic_file(&path.topic, path.topic_id)).await {
+            Ok(_) => true,
+            Err(error) => error.is_not_found(),
         }
     }
 
@@ -213,12 +228,15 @@ fn damage_key(path: &PartitionPath, file: Option<&Arc<DataFile>>) -> DamageKey {
     (path.topic_id, path.partition, file.map(|file| file.data.key.clone()))
 }
 
-fn is_transient(error: &VerifyError) -> bool {
-    match error {
-        VerifyError::Store(error) => error.is_transient(),
-        VerifyError::Manifest(ManifestError::Store { source, .. }) => source.is_transient(),
-        _ => false,
-    }
+/// What is wrong if a failure of the store that may pass does not; `None` of other failures.
+fn unreadable(error: &VerifyError) -> Option<Damage> {
+    let failed = match error {
+        VerifyError::Store(failed) => failed,
+        VerifyError::Manifest(ManifestError::Store { source, .. }) => source,
+        _ => return None,
+    };
+    let damage = || Damage { key: failed.key.clone(), fault: Fault::Undecodable { reason: failed.source.to_string() } };
+    failed.is_transient().then(damage)
 }
 
 fn next_file(archives: &impl Archives, path: &PartitionPath, within: Range<Offset>) -> Option<Arc<DataFile>> {

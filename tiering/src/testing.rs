@@ -161,6 +161,8 @@ struct FaultState {
     operations: AtomicUsize,
     /// What folders list instead of what they hold.
     listed: Mutex<Option<Vec<ObjectMeta>>>,
+    /// Is there, and cannot be read.
+    unreadable: Mutex<Option<ObjectPath>>,
     fail_at: usize,
     fault: Fault,
     fails_on: bool,
@@ -179,7 +181,14 @@ impl FaultyStore {
         Self::new(inner, fail_at, fault, false)
     }
     fn new(inner: Arc<InMemory>, fail_at: usize, fault: Fault, fails_on: bool) -> Self {
-        let state = FaultState { operations: AtomicUsize::new(0), listed: Mutex::default(), fail_at, fault, fails_on };
+        let state = FaultState {
+            operations: AtomicUsize::new(0),
+            listed: Mutex::default(),
+            unreadable: Mutex::default(),
+            fail_at,
+            fault,
+            fails_on,
+        };
         Self { inner, state: Arc::new(state) }
     }
     pub fn has_failed(&self) -> bool {
@@ -193,6 +202,10 @@ impl FaultyStore {
     pub async fn freeze_listings(&self) {
         let all = self.inner.list(None).try_collect().await.unwrap();
         *self.state.listed.lock() = Some(all);
+    }
+    /// From now on this object, and no other, is there and cannot be read.
+    pub fn make_unreadable(&self, key: Option<ObjectPath>) {
+        *self.state.unreadable.lock() = key;
     }
     pub fn cold(&self, max_retries: usize) -> ColdStore {
         ColdStore::new(Arc::new(self.clone()), &store_config(max_retries))
@@ -237,6 +250,10 @@ impl ObjectStore for FaultyStore {
         self.run(self.inner.put_multipart_opts(location, opts)).await
     }
     async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        let is_unreadable = !options.head && self.state.unreadable.lock().as_ref() == Some(location);
+        if is_unreadable {
+            return Err(object_store::Error::Generic { store: "FaultyStore", source: "bad sector".into() });
+        }
         self.run(self.inner.get_opts(location, options)).await
     }
     fn delete_stream(

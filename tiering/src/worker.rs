@@ -400,8 +400,13 @@ impl Tiering {
         report: &mut ArchiveReport,
     ) -> Result<(), ArchiveError> {
         self.manifests.check_not_fenced(|| archive.path.root().to_string())?;
-        self.describe_topic(archive).await?;
         let (guard, mut head) = archive.acquire(&self.manifests).await?;
+        // Whoever closes the archive waits for the guard: nothing is written for a topic once its removal has begun.
+        if archive.is_closed() {
+            archive.release(guard, head);
+            return Ok(());
+        }
+        self.describe_topic(archive).await?;
         self.follow_log_start(archive, &mut head).await?;
         for segment in archive.unarchived_segments(head.manifest().next_offset()).into_iter().take(segments_max) {
             if archive.is_closed() {

@@ -273,4 +273,51 @@ mod tests {
         server.write_all(&stream[20..]).await.unwrap();
         assert_eq!(reader.next().await.unwrap().unwrap().bytes, stream[4..]);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_trickles_in_gives_its_room_back() {
+        let (client, mut server) = tokio::io::duplex(64);
+        let memory = FrameMemory::new(1 << 20);
+        let mut reader = FrameReader::new(client, LIMITS, memory.clone());
+        let trickling = async {
+            for byte in frame(0, 900 << 10) {
+                // Never silent for as long as it may be.
+                tokio::time::sleep(STALL_MAX / 2).await;
+                if server.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let reading = async {
+            let error = reader.next().await.unwrap_err();
+            drop(reader);
+            error
+        };
+        let (error, ()) = tokio::join!(reading, trickling);
+        assert!(matches!(error, FrameError::Stalled));
+        assert_eq!(memory.produce.permits.available_permits(), memory.produce.total);
+    }
+
+    #[tokio::test]
+    async fn what_produces_slowly_keeps_no_other_request_waiting() {
+        let memory = FrameMemory::new(1 << 20);
+        let (client, mut server) = tokio::io::duplex(64);
+        let mut slow = FrameReader::new(client, LIMITS, memory.clone());
+        server.write_all(&frame(0, 1 << 20)[..12]).await.unwrap();
+        assert!(futures::FutureExt::now_or_never(slow.next()).is_none());
+        assert_eq!(memory.produce.permits.available_permits(), 0);
+        let heartbeat = frame(12, 40);
+        let mut other = FrameReader::new(&heartbeat[..], LIMITS, memory);
+        assert!(other.next().await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_large_frame_does_not_keep_its_memory() {
+        let mut stream = frame(0, 1 << 20);
+        stream.push(0);
+        let mut reader = FrameReader::new(&stream[..], LIMITS, FrameMemory::new(2 << 20));
+        reader.next().await.unwrap().unwrap();
+        assert_eq!(reader.buffer.len(), 1);
+        assert!(reader.buffer.capacity() < READ_STEP_MIN);
+    }
 }

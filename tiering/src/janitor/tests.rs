@@ -169,6 +169,30 @@ async fn a_broker_that_was_replaced_deletes_nothing() {
 }
 
 #[tokio::test]
+async fn a_broker_that_was_replaced_and_does_not_know_it_removes_no_topic() {
+    let removing = setup();
+    let finishing = on(removing.faulty.clone(), removing.clock.clone(), 1);
+    let new = on(removing.faulty.clone(), removing.clock.clone(), 2);
+    new.store.put(&paths::epoch(2), "{}".into()).await.unwrap();
+    new.archive().await;
+    let (topic, id) = (path().topic, path().topic_id);
+    let before = removing.faulty.keys().await;
+    let refused = removing.janitor.remove_topic(&topic, id).await.unwrap_err();
+    let is_fenced =
+        |error: &JanitorError| matches!(error, JanitorError::Manifest(ManifestError::Fenced { epoch: 2, .. }));
+    assert!(is_fenced(&refused) && removing.manifests.fenced().is_some(), "{refused:?}");
+    assert_eq!(removing.faulty.keys().await, before, "not even marked");
+    // The newer one has a removal under way.
+    new.store.create(&paths::tombstone(&topic, id), "{}".into()).await.unwrap();
+    let before = finishing.faulty.keys().await;
+    let refused = finishing.janitor.finish_removals(|_| false).await.unwrap_err();
+    assert!(is_fenced(&refused) && finishing.manifests.fenced().is_some(), "{refused:?}");
+    assert_eq!(finishing.faulty.keys().await, before);
+    assert_eq!(new.janitor.remove_topic(&topic, id).await.unwrap(), Removal::Done);
+    assert_eq!(new.faulty.keys().await, [paths::epoch(2).to_string()]);
+}
+
+#[tokio::test]
 async fn the_newest_versions_stay() {
     let setup = setup();
     for _ in 0..MANIFEST_VERSIONS_KEPT {

@@ -9,8 +9,10 @@
 //!
 //! This is the right edge of a tree of which only full nodes are stored: new files come to the tail. When the tail
 //! holds twice [`PART_FILES`], the oldest [`PART_FILES`] become a part; when a level has twice [`PART_FANOUT`] parts,
-//! the oldest [`PART_FANOUT`] become one of the next level. So the edge, which is what a version object holds, stays
-//! below `2 * PART_FILES` files and `2 * PART_FANOUT` references per level, whatever the history.
+//! the oldest [`PART_FANOUT`] become one of the next level. Batches kept raw, each an entry of its own within its file,
+//! fill tail and part as well: [`PART_RAW_BATCHES`] of them do. So the edge, which is what a version object holds,
+//! stays below `2 * PART_FILES` files, `2 * PART_RAW_BATCHES` batches and `2 * PART_FANOUT` references per level,
+//! whatever the history.
 //!
 //! # Invariants
 //! 1. Files are in offset order without gaps over parts and tail.
@@ -27,12 +29,14 @@ use std::sync::Arc;
 
 use thermocline_ingest::model::{Offset, Timestamp};
 
-use super::{DataFile, ObjectRef, PartRef};
+use super::{DataFile, ObjectRef, PartRef, RAW_BATCHES_MAX};
 pub use iter::Files;
 pub use nodes::{FileGroup, FileNode};
 
 /// Files that move into one part; the tail holds between one and two times as many once it is full.
 pub const PART_FILES: usize = 64;
+/// Batches kept raw that fill a part before it has as many files: several files' worth.
+pub const PART_RAW_BATCHES: usize = 4 * RAW_BATCHES_MAX;
 /// Parts that move into one part of the next level.
 pub const PART_FANOUT: usize = 32;
 /// Highest level of a part: some 4 billion files. Also bounds how deep a reader follows what a bucket says.
@@ -166,8 +170,8 @@ impl FileList {
 
     /// Moves old entries of the edge into parts, as many as are due.
     pub(super) fn seal(&mut self) {
-        while self.tail.len() >= 2 * PART_FILES {
-            self.parts.extend(Part::of(Entries::Files(self.tail.drain(..PART_FILES).collect())));
+        while let Some(oldest) = self.due() {
+            self.parts.extend(Part::of(Entries::Files(self.tail.drain(..oldest).collect())));
         }
         for level in 0..PART_LEVEL_MAX {
             loop {
@@ -180,6 +184,20 @@ impl FileList {
                 self.parts.splice(first..first, Part::of(Entries::Parts(oldest)));
             }
         }
+    }
+
+    /// How many files of the tail are due to become a part.
+    fn due(&self) -> Option<usize> {
+        let raw_batches: usize = self.tail.iter().map(|file| file.raw_batches()).sum();
+        if self.tail.len() < 2 * PART_FILES && raw_batches < 2 * PART_RAW_BATCHES {
+            return None;
+        }
+        let mut raw_batches = 0;
+        let fills = self.tail.iter().position(|file| {
+            raw_batches += file.raw_batches();
+            raw_batches >= PART_RAW_BATCHES
+        });
+        Some(fills.map_or(PART_FILES, |at| PART_FILES.min(at + 1)))
     }
 
     /// Calls `name` for every part without an object, the inner ones first, and keeps what it says.
@@ -402,3 +420,6 @@ impl Index<usize> for FileList {
         file
     }
 }
+
+#[cfg(test)]
+mod tests;

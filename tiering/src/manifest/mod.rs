@@ -46,10 +46,11 @@
 //! | some partitions claimed after a take-over | the next start claims all of them (`epoch.rs`) |
 //!
 //! # What grows
-//! Neither a version nor a commit. A version holds fewer than twice [`PART_FILES`] files in full, fewer than twice
-//! [`PART_FANOUT`] references per level of parts, and at most [`RETIRED_MAX`] retired objects. A commit writes the
-//! version, every [`PART_FILES`]th one a part, and so on in levels; a merge writes the parts on one path. Memory and
-//! the time of loading grow with the files: loading reads every part once.
+//! Neither a version nor a commit. A version holds fewer than twice [`PART_FILES`] files in full, with fewer than twice
+//! [`PART_RAW_BATCHES`] batches kept raw, fewer than twice [`PART_FANOUT`] references per level of parts, and at most
+//! [`RETIRED_MAX`] retired objects. A commit writes the version, every [`PART_FILES`]th one a part, and so on in
+//! levels; a merge writes the parts on one path. Memory and the time of loading grow with the files: loading reads
+//! every part once.
 
 mod files;
 mod format;
@@ -63,12 +64,14 @@ use thermocline_ingest::model::{Offset, PartitionId, Timestamp, TopicId, TopicNa
 
 use crate::paths::PartitionPath;
 use crate::split::SplitOptions;
-pub use files::{FileGroup, FileList, FileNode, Files, PART_FANOUT, PART_FILES};
+pub use files::{FileGroup, FileList, FileNode, Files, PART_FANOUT, PART_FILES, PART_RAW_BATCHES};
 pub use format::{FORMAT_VERSION, PartRef};
 pub use store::{CommitOutcome, Fenced, ManifestStore};
 
 /// Files that one commit expires at most; a longer expiry goes in steps.
 pub const EXPIRED_FILES_PER_COMMIT: usize = 256;
+/// Batches that a new data file keeps raw at most: the manifest lists each.
+pub const RAW_BATCHES_MAX: usize = 1024;
 /// Retired objects that a version lists at most. Until the janitor has deleted some, nothing more is dropped.
 pub const RETIRED_MAX: usize = 4096;
 /// Objects that a dropped file retires at most: its own three, and its share of the parts that go with it.
@@ -283,6 +286,11 @@ impl DataFile {
     /// Messages, those of batches that are kept raw included.
     pub fn records(&self) -> u64 {
         self.base_offset.distance_to(self.last_offset.next()).saturating_sub(self.dropped)
+    }
+
+    /// Batches that are kept raw.
+    pub fn raw_batches(&self) -> usize {
+        self.raw.as_ref().map_or(0, |raw| raw.batches.len())
     }
 
     /// The objects this file consists of.

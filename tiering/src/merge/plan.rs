@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use thermocline_ingest::model::Timestamp;
 
-use crate::manifest::DataFile;
+use crate::manifest::{DataFile, RAW_BATCHES_MAX};
 use crate::split::SplitOptions;
 
 /// How many times larger the oldest file of a tier becomes.
@@ -36,6 +36,8 @@ pub const FAN_IN: u64 = 8;
 pub const FILES_MIN: usize = 4;
 /// A file of this share of the limits, as a divisor, is not merged any more.
 pub const FINISHED_SHARE: u64 = 2;
+/// Batches kept raw that a merged file may have.
+const RAW_MAX: u64 = RAW_BATCHES_MAX as u64;
 /// What Tantivy remembers of each document while it merges.
 pub(crate) const ROW_BYTES: u64 = 8;
 
@@ -55,6 +57,7 @@ pub struct MergeLimits {
 struct Extent {
     log_bytes: u64,
     held_bytes: u64,
+    raw_batches: u64,
     min: Timestamp,
     max: Timestamp,
     index: Index,
@@ -69,6 +72,7 @@ impl Extent {
         Self {
             log_bytes: file.log_bytes.max(1),
             held_bytes: held_bytes(file),
+            raw_batches: file.raw_batches() as u64,
             min,
             max,
             index: (file.split.is_some(), file.indexed),
@@ -79,6 +83,7 @@ impl Extent {
         Self {
             log_bytes: self.log_bytes.saturating_add(other.log_bytes),
             held_bytes: self.held_bytes.saturating_add(other.held_bytes),
+            raw_batches: self.raw_batches.saturating_add(other.raw_batches),
             min: self.min.min(other.min),
             max: self.max.max(other.max),
             index: self.index,
@@ -92,12 +97,14 @@ impl Extent {
     fn fits(&self, limits: &MergeLimits) -> bool {
         self.log_bytes <= limits.log_bytes_max
             && self.held_bytes <= limits.held_bytes_max
+            && self.raw_batches <= RAW_MAX
             && self.span_ms() <= limits.span_ms_max
     }
 
     fn is_finished(&self, limits: &MergeLimits) -> bool {
         self.log_bytes >= limits.log_bytes_max / FINISHED_SHARE
             || self.held_bytes >= limits.held_bytes_max / FINISHED_SHARE
+            || self.raw_batches >= RAW_MAX / FINISHED_SHARE
             || self.span_ms() > limits.span_ms_max / FINISHED_SHARE
     }
 }

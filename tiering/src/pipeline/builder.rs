@@ -8,7 +8,7 @@ use thermocline_ingest::model::{Offset, Timestamp};
 use thermocline_ingest::record::{BatchHeader, Record};
 
 use super::StageError;
-use crate::manifest::{DataFile, ObjectRef, RawBatch, RawBatches};
+use crate::manifest::{DataFile, ObjectRef, RAW_BATCHES_MAX, RawBatch, RawBatches};
 use crate::parquet::{ParquetEncoder, ParquetOptions};
 use crate::paths::{AttemptId, ObjectKind, PartitionPath, RangeName};
 use crate::split::{Analyser, RowDigest, SplitError, SplitMerger, SplitOptions, SplitWriter};
@@ -207,6 +207,11 @@ impl FileBuilder {
     pub fn memory_bytes(&self) -> usize {
         let index = self.index.mem_usage_bytes();
         self.parquet.memory_bytes().saturating_add(index).saturating_add(self.raw.len())
+    }
+
+    /// Whether it should keep no further batch raw.
+    pub fn is_full_of_raw(&self) -> bool {
+        self.raw_batches.len() >= RAW_BATCHES_MAX
     }
 
     /// What counts towards the size at which a file of a segment is cut.

@@ -12,7 +12,9 @@
 //! The broker does not open compressed batches when it takes them. One that turns out not to decode (damaged
 //! compression, record offsets not 0, 1, 2..., a header key that is not UTF-8, a timestamp that does not fit into
 //! microseconds) goes byte for byte into the raw object, so that its producer's consumers get exactly
-//! what was sent. The decoder checks a batch as a whole before it gives out its first record; only the timestamp is
+//! what was sent. The manifest lists each, so a file that has [`crate::manifest::RAW_BATCHES_MAX`] of them is cut.
+//!
+//! The decoder checks a batch as a whole before it gives out its first record; only the timestamp is
 //! found on the way. If that happens in the middle of a batch, records of it are in the file already, so the file is
 //! started over, with every batch checked before it is fed. That costs a second decode, once per segment at most.
 
@@ -144,6 +146,7 @@ impl Stager {
             && source.is_ready(splits, self.position)
         {
             let (mut file, next) = self.fill(FileIndexing::Prepared, Some(splits))?;
+            let is_full_of_raw = file.is_full_of_raw();
             if self.take_splits(&mut file, source, *options, splits) {
                 match file.finish(&self.options.path) {
                     Err(StageError::Split(error)) => self.index_anew(&error),
@@ -154,6 +157,10 @@ impl Stager {
                 }
             }
             self.batches = None;
+            // There may be very many such files, and to try each would read the segment from its start each time.
+            if is_full_of_raw {
+                self.prepared = None;
+            }
         }
         let (file, next) = self.fill(FileIndexing::Records, splits)?;
         self.position = next;
@@ -204,7 +211,9 @@ impl Stager {
         let mut marker = None;
         // One batch at least, for an empty file would say that the segment is done.
         while file.is_empty()
-            || (file.size_bytes() < bytes_max && !ends_with_split(splits, position, file.size_bytes(), bytes_max))
+            || (file.size_bytes() < bytes_max
+                && !file.is_full_of_raw()
+                && !ends_with_split(splits, position, file.size_bytes(), bytes_max))
         {
             let Some(batch) = batches.next().transpose()? else { break };
             let header =

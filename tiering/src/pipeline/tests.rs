@@ -7,7 +7,7 @@ use thermocline_ingest::model::{Offset, Timestamp};
 use thermocline_ingest::record::{BatchHeader, TransactionOutcome, encode_marker, into_transactional};
 
 use super::*;
-use crate::manifest::ObjectRef;
+use crate::manifest::{ObjectRef, RAW_BATCHES_MAX};
 use crate::testing::{
     Fault, FaultyStore, TestRecord, any_record, background_threads, batch, batches, manifest_store, metrics, path,
     some_records, stage_options, tiering_config, undecodable,
@@ -232,6 +232,17 @@ fn undecodable_batches_are_kept_as_they_are() {
     // A file of nothing else still covers its offsets.
     let only = stage_all(&[undecodable(0, 10)], 0, usize::MAX).unwrap();
     assert_eq!((only[0].file().rows, only[0].file().last_offset), (0, Offset(9)));
+}
+
+#[test]
+fn a_file_keeps_so_many_batches_raw_and_is_cut() {
+    let count = 2 * RAW_BATCHES_MAX + 1;
+    let segment: Vec<_> = (0..).map(|base| undecodable(base, 1)).take(count).collect();
+    let staged = stage_all(&segment, 0, usize::MAX).unwrap();
+    let kept: Vec<_> = staged.iter().map(|staged| staged.file().raw_batches()).collect();
+    assert_eq!(kept, [RAW_BATCHES_MAX, RAW_BATCHES_MAX, 1]);
+    let bases: Vec<_> = staged.iter().map(|staged| staged.file().base_offset.0).collect();
+    assert_eq!(bases, [0, RAW_BATCHES_MAX as i64, 2 * RAW_BATCHES_MAX as i64]);
 }
 
 /// A timestamp beyond microseconds in the middle of a batch: the records before it must not be in the file twice.

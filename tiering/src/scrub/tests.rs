@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::*;
 use crate::manifest::{Change, ManifestHead};
 use crate::testing::{FaultyStore, background_threads, manifest_store, metrics, path};
-use crate::verify::Fault;
 use crate::verify::testing::{archive, commit};
 
 /// High enough that only [`OBJECT_COST_BYTES`]-sized waits remain.
@@ -139,6 +138,41 @@ async fn a_store_that_does_not_answer_is_waited_for() {
     // Each object of the two files is looked at and read; the manifest is not waited for.
     let objects: usize = archives.manifest(&path()).unwrap().files.iter().map(|file| file.objects().count()).sum();
     assert_eq!(waits, 2 * objects);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_is_damaged_and_the_scrub_goes_on() {
+    let (faulty, store) = store();
+    let archives = One(Mutex::new(archive(&store, 3).await));
+    let file = archives.manifest(&path()).unwrap().files[1].clone();
+    let scrubber = scrubber(&store, RATE);
+    faulty.make_unreadable(Some(file.data.path()));
+    for _ in 0..2 {
+        let start = Instant::now();
+        assert_eq!(pass(&scrubber, &archives).await, 3);
+        assert!(start.elapsed() >= STORE_PAUSE * (UNREADABLE_AFTER - 1), "tried more than once");
+        let damaged = scrubber.damaged_files(&path());
+        assert_eq!((damaged.len(), base_of(&damaged[0])), (1, Some(file.base_offset)));
+        let [Damage { key, fault: Fault::Undecodable { .. } }] = damaged[0].damage.as_slice() else {
+            panic!("{damaged:?}")
+        };
+        assert_eq!((key, scrubber.metrics.scrub_damage.get()), (&file.data.key, 1));
+    }
+    assert_eq!(scrubber.metrics.scrubbed_files.get(), 4, "the other two, twice");
+    faulty.make_unreadable(None);
+    pass(&scrubber, &archives).await;
+    assert_eq!(scrubber.damaged_files(&path()), vec![]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_is_down_nothing_is_damaged() {
+    let (faulty, store) = store();
+    let archives = One(Mutex::new(archive(&store, 2).await));
+    let down = FaultyStore::dying(faulty.inner.clone(), 0, crate::testing::Fault::Before);
+    let scrubber = scrubber(&down.cold(0), RATE);
+    let outage = STORE_PAUSE * (10 * UNREADABLE_AFTER);
+    assert!(tokio::time::timeout(outage, pass(&scrubber, &archives)).await.is_err(), "it is waited for");
+    assert_eq!(scrubber.damaged_files(&path()), vec![]);
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use super::json::{Member, Node, parse_object};
 use super::{SplitOptions, SplitSchema};
 
 const FIELDS: usize = 6;
+/// Headers of one record that are indexed, the first ones: a record may have been sent compressed to next to nothing.
+pub(super) const HEADERS_MAX: usize = 100_000;
 
 /// One record, ready to be indexed.
 pub(super) struct RecordDocument {
@@ -43,7 +45,8 @@ impl RecordDocument {
                 name: name.to_owned(),
                 value: value.map_or(Node::Null, |bytes| Node::Text(lossy(bytes))),
             };
-            record.headers.iter().filter(|(name, _)| name.len() <= super::json::PATH_LEN_MAX).map(member).collect()
+            let headers = record.headers.iter().filter(|(name, _)| name.len() <= super::json::PATH_LEN_MAX);
+            headers.take(HEADERS_MAX).map(member).collect()
         });
         Self {
             fields: [schema.value, schema.json, schema.key, schema.headers, schema.timestamp, schema.offset],

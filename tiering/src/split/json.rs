@@ -1,5 +1,6 @@
-//! A JSON object as it is indexed: owned, keys in order and with repetitions, paths bounded.
+//! A JSON object as it is indexed: owned, keys in order and with repetitions, paths and number of values bounded.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
@@ -7,6 +8,9 @@ use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 /// Longest path to a leaf that is indexed, in bytes of its keys; longer ones would be repeated in every term of the
 /// dictionary. Leaves below are left out of the `json` field, not out of `value`.
 pub(super) const PATH_LEN_MAX: usize = 1024;
+/// Values within one document, at any depth: they take many times the memory of their text, which may have been sent
+/// compressed to next to nothing. A document of more is left out of the `json` field, not out of `value`.
+pub(super) const NODES_MAX: usize = 1_000_000;
 
 /// A JSON value. Text that looks like a date stays text.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,13 +32,14 @@ pub(super) struct Member {
     pub value: Node,
 }
 
-/// The members of `text` if it is a JSON object; depth is limited by the parser (128).
+/// The members of `text` if it is a JSON object of at most [`NODES_MAX`] values; depth is limited by the parser (128).
 pub(super) fn parse_object(text: &str) -> Option<Vec<Member>> {
     if !text.trim_ascii_start().starts_with('{') {
         return None;
     }
     let mut parser = serde_json::Deserializer::from_str(text);
-    let node = NodeSeed { path_left: PATH_LEN_MAX }.deserialize(&mut parser).ok()?;
+    let nodes_left = Cell::new(NODES_MAX);
+    let node = NodeSeed { path_left: PATH_LEN_MAX, nodes_left: &nodes_left }.deserialize(&mut parser).ok()?;
     parser.end().ok()?;
     match node {
         Node::Object(members) => Some(members),
@@ -43,18 +48,21 @@ pub(super) fn parse_object(text: &str) -> Option<Vec<Member>> {
 }
 
 #[derive(Clone, Copy)]
-struct NodeSeed {
+struct NodeSeed<'a> {
     path_left: usize,
+    nodes_left: &'a Cell<usize>,
 }
 
-impl<'de> DeserializeSeed<'de> for NodeSeed {
+impl<'de> DeserializeSeed<'de> for NodeSeed<'_> {
     type Value = Node;
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        let nodes_left = self.nodes_left.get().checked_sub(1).ok_or_else(|| D::Error::custom("too many values"))?;
+        self.nodes_left.set(nodes_left);
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for NodeSeed {
+impl<'de> Visitor<'de> for NodeSeed<'_> {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,7 +101,7 @@ impl<'de> Visitor<'de> for NodeSeed {
         while let Some(name) = entries.next_key::<String>()? {
             // One byte for the separator; an over-long path is still parsed, so that the text is known to be JSON.
             let path_left = self.path_left.checked_sub(name.len() + 1);
-            let value = entries.next_value_seed(NodeSeed { path_left: path_left.unwrap_or(0) })?;
+            let value = entries.next_value_seed(NodeSeed { path_left: path_left.unwrap_or(0), ..self })?;
             if path_left.is_some() {
                 members.push(Member { name, value });
             }
@@ -140,6 +148,16 @@ mod tests {
             assert!(parse_object(text).is_none(), "{text}");
         }
         assert_eq!(parse_object("{}"), Some(vec![]));
+    }
+
+    #[test]
+    fn objects_of_too_many_values_are_none() {
+        // The object itself and its array count as well.
+        let object = |items: usize| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(items - 1));
+        assert!(parse_object(&object(NODES_MAX - 2)).is_some());
+        assert!(parse_object(&object(NODES_MAX - 1)).is_none());
+        let nested = format!(r#"{{"a":[{}0]}}"#, r#"{"b":[]},"#.repeat(NODES_MAX / 2));
+        assert!(parse_object(&nested).is_none());
     }
 
     #[test]

@@ -11,6 +11,8 @@ use tantivy::{DocId, Term};
 use thermocline_ingest::model::{Offset, Timestamp, TimestampType};
 use thermocline_ingest::record::{BatchDecoder, BatchEncoder, BatchError, Headers, Record};
 
+use super::document::HEADERS_MAX;
+use super::json::NODES_MAX;
 use super::tokenizer::TOKEN_LEN_MAX;
 use super::*;
 
@@ -137,6 +139,31 @@ fn headers_are_indexed_by_name() {
     for text in ["abc", "1", "def"] {
         assert_eq!(docs(&split, json_text(split.fields.headers, "trace.id", text)), [0], "{text}");
     }
+}
+
+#[test]
+fn a_record_of_too_many_values_is_indexed_as_text() {
+    let large = format!(r#"{{"a":"needle","b":[{}0]}}"#, "0,".repeat(NODES_MAX));
+    let split = open(&split_of(&[large.as_str(), r#"{"a":"needle"}"#], OPTIONS));
+    assert_eq!(docs(&split, json_text(split.fields.json, "a", "needle")), [1]);
+    assert_eq!(docs(&split, Term::from_field_text(split.fields.value, "needle")), [0, 1]);
+}
+
+#[test]
+fn the_first_headers_of_too_many_are_indexed() {
+    let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+    let text = |at: usize| if at + 1 == HEADERS_MAX { "last" } else { "late" };
+    let headers = (0..HEADERS_MAX + 2).map(|at| (&b"h"[..], (at + 1 >= HEADERS_MAX).then(|| text(at).as_bytes())));
+    encoder.push(Offset(0), Timestamp(1), None, Some(b"v"), headers);
+    let mut writer = SplitWriter::new(OPTIONS).unwrap();
+    let add = |record: Record<'_>| -> Result<(), BatchError> {
+        writer.add(&record).unwrap();
+        Ok(())
+    };
+    BatchDecoder::new(1 << 20).for_each(&encoder.finish().unwrap(), add).unwrap();
+    let split = open(&writer.finish().unwrap());
+    assert_eq!(docs(&split, json_text(split.fields.headers, "h", "last")), [0]);
+    assert!(docs(&split, json_text(split.fields.headers, "h", "late")).is_empty());
 }
 
 #[test]

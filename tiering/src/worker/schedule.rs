@@ -314,8 +314,9 @@ pub(super) async fn sweep_partition(
     tiering.janitor.collect_staging(&archive.path, seen).await.map_err(failed)
 }
 
-/// Both tiers as one list: the archive's files, then what only the log has.
-fn holdings(archive: &PartitionArchive) -> Holdings {
+/// Both tiers as one list: the archive's files, then what only the log has. Of a segment that is archived in part the
+/// log's share is what the files from its base on do not stand for.
+pub(super) fn holdings(archive: &PartitionArchive) -> Holdings {
     let partition = &archive.partition;
     let manifest = archive.manifest();
     let sealed = partition.sealed_segments(Offset::ZERO);
@@ -326,10 +327,14 @@ fn holdings(archive: &PartitionArchive) -> Holdings {
         max_timestamp: file.max_timestamp,
         log_bytes: file.log_bytes,
     });
-    let hot = sealed.iter().filter(|segment| segment.end > archived).map(|segment| Piece {
-        end: segment.end,
-        max_timestamp: segment.max_timestamp,
-        log_bytes: segment.size_bytes,
+    let hot = sealed.iter().filter(|segment| segment.end > archived).map(|segment| {
+        let first = manifest.files.partition_point(|file| file.base_offset < segment.base);
+        let archived_bytes: u64 = manifest.files.iter_from(first).map(|file| file.log_bytes).sum();
+        Piece {
+            end: segment.end,
+            max_timestamp: segment.max_timestamp,
+            log_bytes: segment.size_bytes.saturating_sub(archived_bytes),
+        }
     });
     Holdings {
         log_start: partition.log_start_offset(),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use thermocline_ingest::model::Offset;
 
 use super::*;
-use crate::manifest::ObjectRef;
+use crate::manifest::{ObjectRef, RawBatch, RawBatches};
 
 const LIMITS: MergeLimits = MergeLimits { log_bytes_max: 256 << 20, held_bytes_max: 80 << 20, span_ms_max: u64::MAX };
 /// `log(1 + 1 / (FAN_IN - 1))`
@@ -188,6 +188,21 @@ fn a_merged_file_expires_in_time() {
     assert_eq!(plan(&sizes(&[1; 8]), &week, |_| false), Some(0..4));
     let hour = MergeLimits { span_ms_max: 3, ..LIMITS };
     assert_eq!(plan(&sizes(&[1; 8]), &hour, |_| false), None);
+}
+
+#[test]
+fn a_merged_file_keeps_no_more_raw_than_a_new_one() {
+    let keeping = |count: usize| {
+        let (base_offset, last_offset) = (Offset(0), Offset(0));
+        let batch = RawBatch { base_offset, last_offset, position: 0, size_bytes: 1, reason: String::new() };
+        let raw = RawBatches { object: object(1), batches: vec![batch; count] };
+        let mut files = sizes(&[1; 8]);
+        files.iter_mut().for_each(|file| Arc::make_mut(file).raw = Some(raw.clone()));
+        planned(&files)
+    };
+    assert_eq!(keeping(RAW_BATCHES_MAX / 8), Some(0..8));
+    assert_eq!(keeping(RAW_BATCHES_MAX / 8 + 1), Some(0..7));
+    assert_eq!(keeping(RAW_BATCHES_MAX / 2), None, "they are finished");
 }
 
 /// One-minute segments of 1 MiB over a month, as they come.

@@ -12,7 +12,6 @@ use thermocline_ingest::metadata::MetadataStore;
 use thermocline_ingest::metrics::IngestMetrics;
 use thermocline_ingest::model::{PartitionId, Timestamp};
 use thermocline_ingest::read::{LogReader, ReadError, ReadRange, TimestampedOffset};
-use thermocline_ingest::record::{BatchHeader, split_batches};
 
 use super::super::*;
 use crate::reader::TieredReader;
@@ -234,24 +233,38 @@ async fn a_topic_deleted_while_the_store_is_down_is_gone_after_a_restart() {
 #[tokio::test]
 async fn what_does_not_fit_into_an_answer_is_not_skipped() {
     let broker = Broker::start().await;
-    broker.fill(PIECES / 2, &[]).await;
-    let (partition, end) = (broker.partition(), broker.partition().high_watermark());
-    // Less than a batch of the archive has, and one of the log as well: another partition has had the rest.
-    for from in [0, RECORDS - 1, PIECES / 2 * RECORDS - 1] {
-        let range = ReadRange { from: Offset(from), until: end, max_bytes: 100, at_least_one: false };
-        assert!(broker.reader.read(&partition, range.clone()).await.unwrap().is_empty(), "from {from}");
-        // A limit that only a batch of the log keeps: the archive's batches hold what is left of two pieces.
-        let range = ReadRange { max_bytes: hot_batch_bytes(&partition), ..range };
-        let run = broker.reader.read(&partition, range).await.unwrap();
-        let first = run.chunks.into_iter().flat_map(split_batches).next();
-        let first = first.map(|batch| BatchHeader::read(&batch.unwrap()).unwrap());
-        assert!(first.is_none_or(|first| first.base_offset <= Offset(from)), "from {from}: {first:?}");
+    broker.fill(PIECES, &[]).await;
+    let partition = broker.partition();
+    let small = batch(0, &[(broker.clock.now().0, None, None, Vec::new())]);
+    let appended = partition.append(&small).unwrap();
+    partition.committed(appended.last_offset.next()).await.unwrap();
+    // What another partition has left of an answer is enough for the log's batch, and not for one of the archive.
+    let range = |from, at_least_one| {
+        let until = partition.high_watermark();
+        ReadRange { from: Offset(from), until, max_bytes: small.len(), at_least_one }
+    };
+    for from in [0, RECORDS - 1, PIECES * RECORDS - 1] {
+        let run = broker.reader.read(&partition, range(from, false)).await.unwrap();
+        assert!(run.is_empty(), "from {from}");
+        let run = broker.reader.read(&partition, range(from, true)).await.unwrap();
+        assert!(!run.is_empty(), "from {from}");
     }
+    let run = broker.reader.read(&partition, range(PIECES * RECORDS, false)).await.unwrap();
+    assert_eq!(run.chunks.iter().map(|chunk| chunk.len()).sum::<usize>(), small.len());
 }
 
-/// Bytes of the oldest batch in the log.
-fn hot_batch_bytes(partition: &Partition) -> usize {
-    let from = partition.local_start_offset();
-    let range = ReadRange { from, until: partition.high_watermark(), max_bytes: 1, at_least_one: true };
-    partition.read(&range).unwrap().chunks.iter().map(|chunk| chunk.len()).sum()
+#[tokio::test]
+async fn nothing_is_written_for_a_topic_whose_archive_is_closed() {
+    let broker = Broker::start().await;
+    broker.fill(0, &[]).await;
+    let partition = broker.partition();
+    // Beyond the end of the archive, which is to follow.
+    broker.topics.raise_log_start(&partition, Offset(5)).unwrap();
+    let archive = broker.tiering.archive_of(&partition);
+    archive.close().await;
+    // As if the topic had been looked up right before it was deleted.
+    assert!(broker.topics.by_id(partition.topic_id()).is_some());
+    let mut report = ArchiveReport::default();
+    broker.tiering.archive_sealed(&archive, usize::MAX, &mut report).await.unwrap();
+    assert_eq!((report.files, broker.faulty.keys().await), (0, vec![]));
 }

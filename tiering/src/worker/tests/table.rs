@@ -1,5 +1,6 @@
 //! The crash table of ARCHITECTURE.md, a test for each row that a store has a part in.
 
+use super::super::schedule;
 use super::world::{Step, World};
 use crate::testing::Fault::{self, After, Before};
 use crate::testing::chaos::{DeathPoint, Kind};
@@ -95,6 +96,19 @@ async fn a_segment_goes_on_after_the_last_file_that_was_committed() {
     let files = world.newest().await.manifest().files.clone();
     assert_eq!((files[0].clone(), files[1].clone()), (landed[0].clone(), landed[1].clone()));
     assert_eq!(world.keys("/data/").await.len(), files.len() + 1, "the third was uploaded twice");
+    recovers(world).await;
+}
+
+#[tokio::test]
+async fn a_segment_that_is_archived_in_part_is_held_once() {
+    let world = die(lived([produce()]).await, at(Kind::Create, "/manifest/", 2, Before), [ARCHIVE]).await;
+    let landed = world.newest().await.manifest().files.clone();
+    assert_eq!(landed.len(), 2);
+    world.partition().seal().unwrap();
+    let held = schedule::holdings(&world.archive());
+    assert!(held.pieces.iter().zip(landed.iter()).all(|(piece, file)| piece.log_bytes == file.log_bytes));
+    let pieces: u64 = held.pieces.iter().map(|piece| piece.log_bytes).sum();
+    assert_eq!(pieces + held.active_bytes, world.partition().hot_bytes(), "nothing was trimmed, so the log has it all");
     recovers(world).await;
 }
 
