@@ -89,7 +89,7 @@ async fn topics_come_and_go() {
     assert!(names(&running.get("/v1/topics?internal=true").await).contains(&"__consumer_offsets".to_owned()));
 
     running.refused(Method::POST, "/v1/topics", r#"{"name":"orders"}"#, 409, "topic_exists").await;
-    running.refused(Method::POST, "/v1/topics", r#"{"name":"__mine"}"#, 400, "internal_topic").await;
+    running.refused(Method::POST, "/v1/topics", r#"{"name":"__consumer_offsets"}"#, 400, "internal_topic").await;
     running.refused(Method::POST, "/v1/topics", r#"{"name":"a/b"}"#, 400, "bad_request").await;
     running.refused(Method::POST, "/v1/topics", r#"{"name":"a","partitions":0}"#, 400, "bad_request").await;
     running.refused(Method::POST, "/v1/topics", r#"{"name":"a","configs":{"no.such":"1"}}"#, 400, "bad_request").await;

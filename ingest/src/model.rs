@@ -7,6 +7,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Where groups and transactions are kept.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+pub const TRANSACTIONS_TOPIC: &str = "__transaction_state";
+const INTERNAL_TOPICS: [&str; 2] = [OFFSETS_TOPIC, TRANSACTIONS_TOPIC];
+
 /// Longest legal topic name, as in Kafka.
 pub const TOPIC_NAME_LEN_MAX: usize = 249;
 
@@ -108,9 +113,10 @@ impl TopicName {
         if legal { Ok(Self(name.into())) } else { Err(TopicNameError { name: name.chars().take(300).collect() }) }
     }
 
-    /// Whether the broker keeps the topic for itself.
+    /// Whether the broker keeps the topic for itself. Other names that begin with two underscores are anybody's: Debezium
+    /// and Cruise Control have such.
     pub fn is_internal(&self) -> bool {
-        self.as_str().starts_with("__")
+        INTERNAL_TOPICS.contains(&self.as_str())
     }
     pub fn as_str(&self) -> &str {
         &self.0

@@ -33,8 +33,6 @@ impl GroupCoordinator {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = self.registry.timer_moved.notified() => {}
-                () = tokio::time::sleep(sleep) => {}
                 _ = expiry.tick() => self.expire().await,
                 change = changes.recv() => match change {
                     Ok(TopicChange::Deleted(topic)) => self.forget_topics(|name| *name == topic.name).await,
@@ -43,6 +41,9 @@ impl GroupCoordinator {
                     // The catalogue is gone only when the broker is.
                     Err(broadcast::error::RecvError::Closed) => break,
                 },
+                // Last: timers fire in any case, and what moves them must not keep the others waiting.
+                () = self.registry.timer_moved.notified() => {}
+                () = tokio::time::sleep(sleep) => {}
             }
             self.fire_timers().await;
         }

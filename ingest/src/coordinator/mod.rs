@@ -32,11 +32,11 @@ mod topic;
 pub mod transactions;
 mod writer;
 
+pub use crate::model::OFFSETS_TOPIC;
 use group::{Committer, GroupDescription, JoinRefusal, JoinReply, JoinRequest, Leaving, State, SyncReply, SyncRequest};
 use offsets::{CommittedOffset, CommittedOffsets, PendingOffsets};
 use registry::{Cell, Inner, Registry};
 pub use seek::GroupError;
-pub use storage::OFFSETS_TOPIC;
 use storage::{OFFSETS_PARTITIONS, OffsetsPartition};
 use topic::StorageError;
 use writer::{Admission, Change, End, Job, Write};

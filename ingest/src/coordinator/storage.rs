@@ -16,11 +16,9 @@ use super::records::{self, GroupMetadata, Key};
 use super::registry::{Cell, Registry, StoredGroup};
 use super::topic::{self, Entry, RawRecord, StorageError, encode_batches};
 use crate::log::{AppendError, Partition};
-use crate::model::{Offset, PartitionId, Timestamp, TopicName, TopicPartition};
+use crate::model::{OFFSETS_TOPIC, Offset, PartitionId, Timestamp, TopicName, TopicPartition};
 use crate::record::{TransactionOutcome, into_transactional};
 
-/// Name of the topic, as in Kafka.
-pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
 /// Partitions the topic is created with. Kafka takes 50 to spread them over a cluster; here each costs an fsync of its
 /// own, and few of them let more commits share one.
 pub const OFFSETS_PARTITIONS: i32 = 4;

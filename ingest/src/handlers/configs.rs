@@ -52,7 +52,7 @@ pub(super) struct Row {
     synonyms: Vec<(&'static str, String, i8)>,
 }
 
-/// Describes each resource asked for; a null list of keys means all.
+/// Describes each resource asked for; a list of keys that is null or empty means all.
 pub async fn describe_configs(
     services: &Arc<Services>,
     _context: &RequestContext,
@@ -184,7 +184,7 @@ fn broker_row(described: DescribedConfig) -> Row {
 }
 
 fn is_asked_for(keys: Option<&[StrBytes]>, name: &str) -> bool {
-    keys.is_none_or(|keys| keys.iter().any(|key| key.as_str() == name))
+    keys.is_none_or(|keys| keys.is_empty() || keys.iter().any(|key| key.as_str() == name))
 }
 
 fn wire_row(row: Row, synonyms: bool, documentation: bool) -> DescribeConfigsResourceResult {
@@ -207,10 +207,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_filter_and_null_means_all() {
+    fn keys_filter_and_none_means_all() {
         assert!(is_asked_for(None, "a"));
         assert!(is_asked_for(Some(&[text("b"), text("a")]), "a"));
-        assert!(!is_asked_for(Some(&[]), "a"));
+        assert!(is_asked_for(Some(&[]), "a"), "as Kafka");
+        assert!(!is_asked_for(Some(&[text("b")]), "a"));
     }
 
     fn described(value: &str, is_default: bool) -> DescribedConfig {

@@ -3,6 +3,7 @@
 //!
 //! Strings and bytes of a request point into its frame. What a group keeps is copied, so that it does not keep frames.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -138,7 +139,9 @@ pub async fn describe_groups(
     request: DescribeGroupsRequest,
 ) -> DescribeGroupsResponse {
     let operations = if request.include_authorized_operations { GROUP_OPERATIONS } else { OPERATIONS_NOT_ASKED };
-    let described = request.groups.into_iter().map(|id| {
+    // Each once: a group may be thousands of times what asks for it.
+    let mut seen = HashSet::new();
+    let described = request.groups.into_iter().filter(|id| seen.insert(id.clone())).map(|id| {
         let found = services.groups.describe(&id.0);
         described_group(context.api_version, id, found).with_authorized_operations(operations)
     });

@@ -1,6 +1,6 @@
 //! Metadata: this broker, the topics asked for, and topics made because they were asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -34,11 +34,13 @@ pub async fn metadata(
         None => services.topics.list().iter().map(|topic| topic_row(topic, node_id, operations)).collect(),
         Some(asked) => {
             let create = request.allow_auto_topic_creation && services.broker.auto_create_topics_enable;
-            let mut rows = Vec::with_capacity(asked.len());
-            for topic in asked {
-                rows.push(match find(services, &topic, create).await {
+            let mut rows = Vec::new();
+            // A topic once, however often it is asked for: a row may be thousands of times what asks for it.
+            let mut seen = HashSet::new();
+            for topic in asked.iter().filter(|topic| seen.insert((&topic.name, topic.topic_id))) {
+                rows.push(match find(services, topic, create).await {
                     Ok(found) => topic_row(&found, node_id, operations),
-                    Err(error) => error_row(topic, error),
+                    Err(error) => error_row(topic.clone(), error),
                 });
             }
             rows
@@ -74,8 +76,7 @@ async fn find(
         return Ok(topic);
     }
     let name = TopicName::new(name.as_str()).map_err(|_| ResponseError::InvalidTopicException)?;
-    // Names with two underscores belong to the broker itself.
-    if !create || name.as_str().starts_with("__") {
+    if !create || name.is_internal() {
         return Err(ResponseError::UnknownTopicOrPartition);
     }
     auto_create(services, name).await

@@ -74,7 +74,7 @@ fn wanted(asked: &CreatableTopic, version: i16, broker: &BrokerConfig) -> Result
     let name = TopicName::new(asked.name.as_str())
         .map_err(|error| (ResponseError::InvalidTopicException, error.to_string()))?;
     if name.is_internal() {
-        let message = "names that begin with two underscores are the broker's own";
+        let message = "the broker keeps this topic for itself";
         return Err(refusal(ResponseError::InvalidTopicException, message));
     }
     let partitions = if asked.assignments.is_empty() {

@@ -264,7 +264,8 @@ pub async fn describe_producers(
     for topic in request.topics {
         let found = services.topics.get(topic.name.as_str());
         let mut rows = Vec::with_capacity(topic.partition_indexes.len());
-        for index in topic.partition_indexes {
+        let indexes: BTreeSet<_> = topic.partition_indexes.into_iter().collect();
+        for index in indexes {
             let row = PartitionResponse::default().with_partition_index(index);
             rows.push(match find_partition(found.as_ref(), index) {
                 Err(error) => row.with_error_code(error.code()),

@@ -118,6 +118,8 @@ pub fn response<T: Encodable + HeaderVersion>(
 ) -> Result<Response, EncodeError> {
     let failed = |reason: String| EncodeError::Body { version, reason };
     let size = body.compute_size(version).map_err(|error| failed(error.to_string()))?;
+    // Before the memory is asked for: where there is none, the process ends.
+    i32::try_from(size).map_err(|_| EncodeError::TooLarge(size))?;
     let mut frame = BytesMut::with_capacity(size + 9);
     frame.put_i32(0);
     frame.put_i32(correlation_id);

@@ -195,7 +195,7 @@ fn only_an_empty_catalogue_adopts_and_leaves_out_what_cannot_be() {
     let found = [
         record("orders", &[("retention.ms", "1000"), ("segment.bytes", "few"), ("of.the.future", "1")]),
         record("plain", &[]),
-        record("__state", &[]),
+        record("__transaction_state", &[]),
     ];
     assert_eq!(adopt(&store, &defaults, found.to_vec()).unwrap(), 2);
     let topics = store.topics().unwrap();

@@ -103,7 +103,7 @@ pub(super) async fn create(
     Params(NoParams {}): Params<NoParams>,
     JsonBody(NewTopic { name, partitions, configs }): JsonBody<NewTopic>,
 ) -> Result<(StatusCode, Json<TopicInfo>), ApiError> {
-    if name.as_str().starts_with("__") {
+    if name.is_internal() {
         return Err(ApiError::internal_topic(name.as_str()));
     }
     let partitions = partitions.unwrap_or(app.services.num_partitions);

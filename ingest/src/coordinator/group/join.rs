@@ -11,6 +11,9 @@ use crate::coordinator::records::STRING_BYTES_MAX;
 
 /// Protocols one member may offer.
 pub const PROTOCOLS_MAX: usize = 64;
+/// Shortest wait for members that are away, whatever they said when they joined: a timer that is due at once would fire
+/// without end.
+const ABSENT_WAIT_MIN_MS: i64 = 1000;
 
 /// JoinGroup as the group sees it; nothing in it points into the request frame.
 #[derive(Clone, Debug)]
@@ -115,6 +118,7 @@ impl Group {
         }
         let holder = request.instance_id.as_ref().and_then(|instance| self.static_members.get(instance)).cloned();
         if let Some(holder) = holder {
+            self.check_room_beside(&holder, &request)?;
             self.swap_static(now_ms, token, request, &holder);
             return Ok(());
         }
@@ -149,6 +153,15 @@ impl Group {
         Ok(())
     }
 
+    /// Room for the request in the place of a member.
+    fn check_room_beside(&self, member_id: &str, request: &JoinRequest) -> Result<(), JoinRefusal> {
+        let others = self.members.iter().filter(|(id, _)| *id != member_id);
+        if others.map(|(id, other)| id.len() + other.weight()).sum::<usize>() + request.weight() > GROUP_BYTES_MAX {
+            return Err(JoinRefusal::of(ResponseError::GroupMaxSizeReached));
+        }
+        Ok(())
+    }
+
     fn join_known(&mut self, now_ms: i64, token: Token, request: JoinRequest) -> Result<(), JoinRefusal> {
         let member_id = request.member_id.clone();
         if request.instance_id.is_none()
@@ -165,10 +178,7 @@ impl Group {
         let Some(member) = self.members.get(&member_id) else {
             return Err(JoinRefusal::of(ResponseError::UnknownMemberId));
         };
-        let others = self.members.iter().filter(|(id, _)| **id != member_id);
-        if others.map(|(id, other)| id.len() + other.weight()).sum::<usize>() + request.weight() > GROUP_BYTES_MAX {
-            return Err(JoinRefusal::of(ResponseError::GroupMaxSizeReached));
-        }
+        self.check_room_beside(&member_id, &request)?;
         let unchanged = member.protocols == request.protocols;
         let leads = self.leader.as_deref() == Some(member_id.as_str());
         let nothing_new = match self.phase {
@@ -338,7 +348,8 @@ impl Group {
                 self.become_empty();
             } else {
                 // Only absent static members: wait on, for one of them or for the end of their sessions.
-                self.phase = Phase::Preparing { deadline_ms: now_ms.saturating_add(timeout), initial_left_ms: None };
+                let deadline_ms = now_ms.saturating_add(timeout.max(ABSENT_WAIT_MIN_MS));
+                self.phase = Phase::Preparing { deadline_ms, initial_left_ms: None };
             }
             return;
         };

@@ -45,10 +45,10 @@ pub mod state;
 mod storage;
 mod timers;
 
+pub use crate::model::TRANSACTIONS_TOPIC;
 use producer_ids::ProducerIds;
 use state::{Init, Transaction};
 use storage::StateLog;
-pub use storage::TRANSACTIONS_TOPIC;
 
 /// Longest transactional id, in bytes. Kafka sets no bound of its own.
 pub const TRANSACTIONAL_ID_BYTES_MAX: usize = 1024;
@@ -355,11 +355,13 @@ impl TransactionCoordinator {
         let (groups, logs): (Vec<_>, Vec<_>) =
             prepared.partitions.iter().partition(|at| at.topic.as_str() == OFFSETS_TOPIC);
         let logs: Vec<_> = logs.into_iter().filter_map(|at| self.partition(at)).collect();
-        mark(logs, producer, outcome).await?;
+        // One that fails, maybe for as long as the broker runs, must not keep the others from going on.
+        let mut ended = mark(logs, producer, outcome).await;
         for at in groups {
-            let ended = self.groups.end_transaction(at.partition, producer.0, producer.1, outcome);
-            ended.await.map_err(EndError::Groups)?;
+            let group = self.groups.end_transaction(at.partition, producer.0, producer.1, outcome);
+            ended = ended.and(group.await.map_err(EndError::Groups));
         }
+        ended?;
         let now = self.clock.now();
         let complete = prepared.complete(outcome, now);
         self.log.append(&turn.cell.id, Some(&complete), now).await?;
@@ -373,7 +375,7 @@ impl TransactionCoordinator {
     }
 }
 
-/// Writes the markers, and waits until they are durable.
+/// Writes the markers, and waits until they are durable: in all partitions where that is possible. The first failure.
 async fn mark(
     partitions: Vec<Arc<Partition>>,
     (producer_id, epoch): Producer,
@@ -388,12 +390,16 @@ async fn mark(
             Ok(end) => Ok((partition, end)),
             Err(source) => Err(failed(&partition, source)),
         };
-        partitions.into_iter().map(mark).collect::<Result<Vec<_>, _>>()
+        partitions.into_iter().map(mark).collect::<Vec<_>>()
     });
-    for (partition, end) in written.await?? {
-        partition.committed(end).await.map_err(|source| failed(&partition, source))?;
+    let mut marked = Ok(());
+    for written in written.await? {
+        marked = marked.and(match written {
+            Ok((partition, end)) => partition.committed(end).await.map_err(|source| failed(&partition, source)),
+            Err(error) => Err(error),
+        });
     }
-    Ok(())
+    marked
 }
 
 fn check_id(id: &str) -> Result<(), ResponseError> {

@@ -9,11 +9,9 @@ use super::records;
 use super::state::Transaction;
 use crate::coordinator::topic::{self, Entry, StorageError, encode_batches};
 use crate::log::{AppendError, Partition};
-use crate::model::{PartitionId, Timestamp};
+use crate::model::{PartitionId, TRANSACTIONS_TOPIC, Timestamp};
 use crate::topics::Topics;
 
-/// Name of the topic, as in Kafka.
-pub const TRANSACTIONS_TOPIC: &str = "__transaction_state";
 const PARTITIONS: i32 = 1;
 
 /// The log of all ids.
