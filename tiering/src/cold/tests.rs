@@ -88,7 +88,7 @@ proptest! {
             if scanned {
                 // Row groups that are in memory are used.
                 let end = records.last().unwrap().offset.0 + 1;
-                cold.read(&manifest, &range(10, end, usize::MAX)).await.unwrap().batches;
+                cold.read(&manifest, &range(10, end, usize::MAX)).await.unwrap();
             }
             let mut found = Found::default();
             while found.records.len() < offsets.len() {

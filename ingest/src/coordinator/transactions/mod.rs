@@ -408,3 +408,45 @@ fn check_id(id: &str) -> Result<(), ResponseError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use prometheus::Registry;
+    use thermocline_config::LogConfig;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::log::HotLog;
+    use crate::metrics::IngestMetrics;
+    use crate::model::{Offset, PartitionId, TimestampType, TopicName};
+    use crate::record::{BatchEncoder, into_transactional};
+
+    #[tokio::test]
+    async fn a_partition_that_takes_no_marker_keeps_no_other_from_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(IngestMetrics::new(&Registry::new()).unwrap());
+        let log = HotLog::open(dir.path().join("log"), LogConfig::default(), Arc::new(SystemClock), metrics).unwrap();
+        let store = Arc::new(MetadataStore::open(&dir.path().join("metadata.redb")).unwrap());
+        let topics = Topics::open(store, log, LogConfig::default()).unwrap();
+        let producer = (ProducerId(7), 0);
+        let [gone, kept] = ["gone", "kept"].map(|name| {
+            let topic = topics.create(&TopicName::new(name).unwrap(), 1, BTreeMap::new()).unwrap();
+            topic.partition(PartitionId(0)).unwrap().clone()
+        });
+        let mut encoder = BatchEncoder::new(TimestampType::CreateTime);
+        encoder.push(Offset::ZERO, Timestamp(1), None, Some(b"held back"), std::iter::empty());
+        let batch = into_transactional(encoder.finish().unwrap(), producer.0.0, producer.1);
+        for partition in [&gone, &kept] {
+            partition.append_in_transaction(&batch, &|_| Ok(())).unwrap();
+        }
+        topics.delete("gone").unwrap();
+        assert_eq!(kept.last_stable_offset(), Offset::ZERO);
+
+        let partitions = vec![gone.clone(), kept.clone()];
+        let failed = mark(partitions, producer, TransactionOutcome::Abort).await.unwrap_err();
+        assert!(matches!(failed, EndError::Marker { partition, .. } if partition == *gone.topic_partition()));
+        assert_eq!(kept.last_stable_offset(), Offset(2), "the record and its marker");
+    }
+}
