@@ -35,7 +35,11 @@ impl GroupCoordinator {
                 () = shutdown.cancelled() => break,
                 _ = expiry.tick() => self.expire().await,
                 change = changes.recv() => match change {
-                    Ok(TopicChange::Deleted(topic)) => self.forget_topics(|name| *name == topic.name).await,
+                    // Who deleted it has waited for that; where the name is in use again, offsets are those of its successor.
+                    Ok(TopicChange::Deleted(topic)) if self.topics.get(topic.name.as_str()).is_none() => {
+                        self.forget_topic(&topic.name).await;
+                    }
+                    Ok(TopicChange::Deleted(_)) => {}
                     Ok(TopicChange::Created(_) | TopicChange::Grown(_)) => {}
                     Err(broadcast::error::RecvError::Lagged(_)) => self.forget_missing_topics().await,
                     // The catalogue is gone only when the broker is.
@@ -90,7 +94,12 @@ impl GroupCoordinator {
         self.forget_topics(|name| topics.get(name.as_str()).is_none()).await;
     }
 
-    /// Committed offsets of a deleted topic must not be taken for offsets of a later topic of that name.
+    /// What is committed for a topic that was deleted goes, durably. To be awaited before its deletion is answered: who
+    /// hears of that may create a topic of the same name, whose offsets these must not be taken for.
+    pub async fn forget_topic(&self, name: &TopicName) {
+        self.forget_topics(|other| other == name).await;
+    }
+
     async fn forget_topics(&self, gone: impl Fn(&TopicName) -> bool) {
         for cell in self.registry.list() {
             let due = |inner: &Inner| {

@@ -3,7 +3,7 @@
 
 mod broker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -59,7 +59,12 @@ pub async fn describe_configs(
     request: DescribeConfigsRequest,
 ) -> DescribeConfigsResponse {
     let (synonyms, documentation) = (request.include_synonyms, request.include_documentation);
-    let results = request.resources.into_iter().map(|resource| {
+    // Each once: its settings may be hundreds of times what asks for them.
+    let mut seen = HashSet::new();
+    let once = |resource: &DescribeConfigsResource| {
+        seen.insert((resource.resource_type, resource.resource_name.clone(), resource.configuration_keys.clone()))
+    };
+    let results = request.resources.into_iter().filter(once).map(|resource| {
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone());

@@ -1,5 +1,6 @@
 //! OffsetCommit and OffsetFetch.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -77,7 +78,9 @@ pub async fn offset_fetch(
             .map(|topics| topics.into_iter().map(|topic| (topic.name, topic.partition_indexes)).collect());
         return single_group_response(of_group(&request.group_id.0, asked));
     }
-    let groups = request.groups.into_iter().map(|group| {
+    // Each once: what is committed may be thousands of times what asks for it.
+    let mut seen = HashSet::new();
+    let groups = request.groups.into_iter().filter(|group| seen.insert(group.group_id.clone())).map(|group| {
         let asked =
             group.topics.map(|topics| topics.into_iter().map(|topic| (topic.name, topic.partition_indexes)).collect());
         let topics = of_group(&group.group_id.0, asked);

@@ -220,6 +220,7 @@ async fn delete(services: &Arc<Services>, name: String) -> Result<(TopicName, To
     let topics = services.topics.clone();
     let deleted = blocking(move || topics.delete(&name)).await;
     let topic = deleted.map_err(|failure| (topic_error(&failure), failure.to_string()))?;
+    services.groups.forget_topic(&topic.name).await;
     info!(topic = %topic.name, id = %topic.id, "topic deleted");
     Ok((topic.name.clone(), topic.id))
 }

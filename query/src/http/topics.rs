@@ -146,7 +146,8 @@ pub(super) async fn delete(
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<StatusCode, ApiError> {
     let topics = app.services.topics.clone();
-    tokio::task::spawn_blocking(move || topics.delete(topic.name.as_str())).await??;
+    let deleted = tokio::task::spawn_blocking(move || topics.delete(topic.name.as_str())).await??;
+    app.services.groups.forget_topic(&deleted.name).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
