@@ -54,7 +54,8 @@ pub struct KafkaConfig {
     pub max_connections: usize,
     /// Requests of one connection that may wait for their answer; past it the socket is not read.
     pub max_in_flight_per_connection: usize,
-    /// Bytes of request frames held at once over all connections; past it sockets are not read.
+    /// Bytes of request frames held at once over all connections; past it sockets are not read. An eighth of it is for
+    /// requests other than Produce.
     pub request_memory_max: ByteSize,
     pub connections_max_idle: HumanDuration,
     /// Upper bound on one Fetch response (`fetch.max.bytes`).

@@ -5,7 +5,8 @@
 //! - Only Produce may be as large as `kafka.request_max_bytes`; any other key is held to `control_request_max_bytes`, and is
 //!   known before more than the first eight bytes are read.
 //! - The frames held by all connections together stay within `kafka.request_memory_max`. A frame reserves its whole length
-//!   before its body is read: were room taken step by step, half-read frames could wait for each other for ever.
+//!   before its body is read: were room taken step by step, half-read frames could wait for each other for ever. Requests
+//!   other than Produce have a part of it to themselves, and a frame that has room must come in time.
 //! - Waiting for a frame may be given up and begun again at any moment without losing a byte.
 
 use std::sync::Arc;
