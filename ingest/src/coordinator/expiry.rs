@@ -35,7 +35,7 @@ impl GroupCoordinator {
                 () = shutdown.cancelled() => break,
                 _ = expiry.tick() => self.expire().await,
                 change = changes.recv() => match change {
-                    // Who deleted it has waited for that; where the name is in use again, offsets are those of its successor.
+                    // Where the name is in use again, offsets are those of its successor: who deleted it had them go.
                     Ok(TopicChange::Deleted(topic)) if self.topics.get(topic.name.as_str()).is_none() => {
                         self.forget_topic(&topic.name).await;
                     }

@@ -3,7 +3,7 @@
 
 mod broker;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -18,7 +18,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use thermocline_config::{DescribedConfig, LogConfig, TopicConfig};
 
-use super::{RequestContext, text};
+use super::{RequestContext, distinct, text};
 use crate::model::TopicName;
 use crate::server::Services;
 
@@ -59,12 +59,10 @@ pub async fn describe_configs(
     request: DescribeConfigsRequest,
 ) -> DescribeConfigsResponse {
     let (synonyms, documentation) = (request.include_synonyms, request.include_documentation);
-    // Each once: its settings may be hundreds of times what asks for them.
-    let mut seen = HashSet::new();
-    let once = |resource: &DescribeConfigsResource| {
-        seen.insert((resource.resource_type, resource.resource_name.clone(), resource.configuration_keys.clone()))
+    let key = |resource: &DescribeConfigsResource| {
+        (resource.resource_type, resource.resource_name.clone(), resource.configuration_keys.clone())
     };
-    let results = request.resources.into_iter().filter(once).map(|resource| {
+    let results = distinct(request.resources, key).map(|resource| {
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone());

@@ -3,7 +3,6 @@
 //!
 //! Strings and bytes of a request point into its frame. What a group keeps is copied, so that it does not keep frames.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::RequestContext;
+use super::{RequestContext, distinct};
 use crate::coordinator::group::{
     GroupDescription, JoinReply, JoinRequest, Leaving, MemberDescription, State, SyncReply, SyncRequest,
 };
@@ -139,9 +138,7 @@ pub async fn describe_groups(
     request: DescribeGroupsRequest,
 ) -> DescribeGroupsResponse {
     let operations = if request.include_authorized_operations { GROUP_OPERATIONS } else { OPERATIONS_NOT_ASKED };
-    // Each once: a group may be thousands of times what asks for it.
-    let mut seen = HashSet::new();
-    let described = request.groups.into_iter().filter(|id| seen.insert(id.clone())).map(|id| {
+    let described = distinct(request.groups, GroupId::clone).map(|id| {
         let found = services.groups.describe(&id.0);
         described_group(context.api_version, id, found).with_authorized_operations(operations)
     });

@@ -1,6 +1,6 @@
 //! Metadata: this broker, the topics asked for, and topics made because they were asked for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -13,7 +13,7 @@ use kafka_protocol::protocol::StrBytes;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{RequestContext, blocking, cluster, code, text, topic_error};
+use super::{RequestContext, blocking, cluster, code, distinct, text, topic_error};
 use crate::model::{LEADER_EPOCH, TopicId, TopicName};
 use crate::server::Services;
 use crate::topics::{Topic, TopicError};
@@ -35,12 +35,10 @@ pub async fn metadata(
         Some(asked) => {
             let create = request.allow_auto_topic_creation && services.broker.auto_create_topics_enable;
             let mut rows = Vec::new();
-            // A topic once, however often it is asked for: a row may be thousands of times what asks for it.
-            let mut seen = HashSet::new();
-            for topic in asked.iter().filter(|topic| seen.insert((&topic.name, topic.topic_id))) {
-                rows.push(match find(services, topic, create).await {
+            for topic in distinct(asked, |topic| (topic.name.clone(), topic.topic_id)) {
+                rows.push(match find(services, &topic, create).await {
                     Ok(found) => topic_row(&found, node_id, operations),
-                    Err(error) => error_row(topic.clone(), error),
+                    Err(error) => error_row(topic, error),
                 });
             }
             rows

@@ -25,6 +25,8 @@ pub mod security;
 pub mod topics;
 pub mod transactions;
 
+use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -188,6 +190,12 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 /// The number on the wire; 0 is success.
 pub(crate) fn code(error: Option<ResponseError>) -> i16 {
     error.map_or(0, |error| error.code())
+}
+
+/// What is asked for, each once by its key: an answer may be thousands of times what asks for it.
+fn distinct<T, K: Eq + Hash>(asked: Vec<T>, key: impl Fn(&T) -> K) -> impl Iterator<Item = T> {
+    let mut seen = HashSet::new();
+    asked.into_iter().filter(move |item| seen.insert(key(item)))
 }
 
 /// A string of ours in a response.

@@ -1,6 +1,5 @@
 //! OffsetCommit and OffsetFetch.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -15,7 +14,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use super::{RequestContext, code};
+use super::{RequestContext, code, distinct};
 use crate::coordinator::group::Committer;
 use crate::coordinator::offsets::{CommittedOffset, CommittedOffsets, PendingOffsets};
 use crate::model::{Offset, PartitionId, Timestamp, TopicPartition};
@@ -78,9 +77,7 @@ pub async fn offset_fetch(
             .map(|topics| topics.into_iter().map(|topic| (topic.name, topic.partition_indexes)).collect());
         return single_group_response(of_group(&request.group_id.0, asked));
     }
-    // Each once: what is committed may be thousands of times what asks for it.
-    let mut seen = HashSet::new();
-    let groups = request.groups.into_iter().filter(|group| seen.insert(group.group_id.clone())).map(|group| {
+    let groups = distinct(request.groups, |group| group.group_id.clone()).map(|group| {
         let asked =
             group.topics.map(|topics| topics.into_iter().map(|topic| (topic.name, topic.partition_indexes)).collect());
         let topics = of_group(&group.group_id.0, asked);

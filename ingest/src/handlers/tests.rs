@@ -175,3 +175,9 @@ fn every_row_of_ours_is_encodable() {
         round_trip(version, &refused.with_cluster_authorized_operations(cluster::CLUSTER_OPERATIONS));
     }
 }
+
+#[test]
+fn what_is_asked_for_again_is_answered_once() {
+    let asked = ["a", "b", "a", "A", "b"].map(text).to_vec();
+    assert_eq!(distinct(asked, StrBytes::clone).collect::<Vec<_>>(), ["a", "b", "A"].map(text));
+}
