@@ -10,8 +10,7 @@ use std::ops::Bound;
 
 use tantivy::Term;
 use tantivy::query::{
-    AllQuery, BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, Occur, PhrasePrefixQuery, PhraseQuery, Query,
-    RangeQuery, TermQuery,
+    AllQuery, BooleanQuery, EmptyQuery, Occur, PhrasePrefixQuery, PhraseQuery, Query, RangeQuery, TermQuery,
 };
 use tantivy::schema::{Field, IndexRecordOption, Type};
 use thermocline_ingest::model::{Timestamp, TopicName};
@@ -24,6 +23,7 @@ use super::ast::{
 use super::leaves::{HasWords, Number, NumberRange, Path};
 use super::pattern::{PATTERNS_MAX, Pattern};
 use super::terms::TermsBetween;
+use super::wrapped::Wrapped;
 
 /// What a part of a query comes to in one split.
 enum Built {
@@ -103,7 +103,7 @@ impl Builder<'_> {
             QueryNode::Exists { field } => self.exists(field),
             QueryNode::Bool { .. } => self.boolean(node),
             QueryNode::Boost { node, factor } => Ok(match self.node(node)? {
-                Built::Query(query) => BoostQuery::new(query, *factor).into(),
+                Built::Query(query) => Wrapped::boosted(query, *factor).into(),
                 other => other,
             }),
             QueryNode::ZeroTermsNone { node } => Ok(match self.node(node)? {
@@ -165,7 +165,7 @@ impl Builder<'_> {
         for built in filter {
             if let Built::Query(query) = built {
                 has_required = true;
-                parts.push((Occur::Must, Box::new(ConstScoreQuery::new(query, 0.0))));
+                parts.push((Occur::Must, Box::new(Wrapped::unscored(query))));
             }
         }
         let mut optional = 0;
@@ -184,7 +184,7 @@ impl Builder<'_> {
         }
         for built in must_not {
             if let Built::Query(query) = built {
-                parts.push((Occur::MustNot, query));
+                parts.push((Occur::MustNot, Box::new(Wrapped::excluded(query))));
             }
         }
         if parts.is_empty() {

@@ -21,6 +21,7 @@ use thermocline_tiering::split::{SplitReader, Times, TimesBlock};
 
 use super::execute::Job;
 use super::rank::{Rank, Sort, SortKey, TopK};
+use super::wrapped::Wrapped;
 use crate::prune::{Extent, Scope};
 
 /// What one split answered.
@@ -38,6 +39,11 @@ pub(crate) trait Beside: Send + Sync + 'static {
     /// The collector of one split. It opens every column it will read, so that what is not in memory yet is known
     /// before documents are walked; a search of the split that lacked bytes is repeated from here.
     fn start(&self, split: &SplitReader, extent: &Extent) -> tantivy::Result<Box<dyn BesideSplit>>;
+
+    /// What [`Self::start`] searches the split for.
+    fn queries(&self, _split: &SplitReader, _extent: &Extent) -> tantivy::Result<Vec<Box<dyn Query>>> {
+        Ok(Vec::new())
+    }
 }
 
 /// What is computed of one split.
@@ -57,6 +63,9 @@ pub(crate) fn ask_for_all(split: &SplitReader, query: &dyn Query, sort: Sort) {
     if let Some(parts) = query.downcast_ref::<BooleanQuery>() {
         parts.clauses().iter().for_each(|(_, part)| ask_for_all(split, part.as_ref(), sort));
         return;
+    }
+    if let Some(wrapped) = query.downcast_ref::<Wrapped>() {
+        return ask_for_all(split, wrapped.inner(), sort);
     }
     let Some(segment) = split.searcher.segment_readers().first() else { return };
     let mut has_terms = false;

@@ -220,7 +220,14 @@ impl Task {
         let Self { split, held, extent, .. } = self;
         let hits = split.search(held, || search_split(split, query.as_ref(), extent, job));
         if held.lacks_bytes() {
-            split.search(held, || ask_for_all(split, query.as_ref(), job.scope.sort));
+            split.search(held, || {
+                ask_for_all(split, query.as_ref(), job.scope.sort);
+                let beside = job.beside.as_ref().map(|beside| beside.queries(split, extent));
+                // That they cannot be built says the search itself once it has all bytes.
+                for query in beside.and_then(Result::ok).iter().flatten() {
+                    ask_for_all(split, query.as_ref(), Sort::NewestFirst);
+                }
+            });
             return Ok(None);
         }
         hits.map(Some).map_err(|source| match source {

@@ -1,9 +1,9 @@
 //! One query over the live index and the archived splits, each message once.
 //!
-//! A search walks these stations: `syntax` (read the query into the tree of `ast`), `view` (one consistent list of splits
-//! over both tiers), `prune` (which of them can hold hits, best first), `execute` (search a bounded number at once, stop
-//! when the page is certain), `builder`, `leaves` and `terms` (the query of one split), `collect` (inside it), `fetch` (the messages
-//! of the page). `rank` and `cursor` say what a page is.
+//! A search walks these stations: `syntax` (read the query into the tree of `ast`), `view` (one consistent list of
+//! splits over both tiers), `prune` (which of them can hold hits, best first), `execute` (search a bounded number at
+//! once, stop when the page is certain), `builder`, `leaves`, `terms` and `wrapped` (the query of one split), `collect`
+//! (inside it), `fetch` (the messages of the page). `rank` and `cursor` say what a page is.
 //!
 //! Freshness: a message is found within about a second of its ack (`live`). Two pages under one cursor may differ by
 //! what was produced or expired in between; no message appears on both. By score the same holds while the splits stay
@@ -32,6 +32,7 @@ mod terms;
 #[cfg(test)]
 mod testing;
 mod view;
+mod wrapped;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -286,7 +286,7 @@ impl AggregationPlan {
                     None => {}
                 },
                 AggregationKind::Filters { filters, .. } if outcome.is_ok() => {
-                    let queries = filters.iter().map(|filter| self.built(filter, split, extent));
+                    let queries = filters.iter().map(|filter| built(&self.query_of(filter), split, extent));
                     let column = queries.collect::<tantivy::Result<Vec<_>>>().and_then(|queries| {
                         columns::FilterColumn::search(&queries, &split.searcher, segment, self.memory_max)
                     });
@@ -313,10 +313,8 @@ impl AggregationPlan {
         Ok((collector.for_segment(0, segment)?, lacking))
     }
 
-    fn built(&self, filter: &Filter, split: &SplitReader, extent: &Extent) -> tantivy::Result<Box<dyn Query>> {
-        let query = SearchQuery { root: filter.query.clone(), now: self.now };
-        let built = query.in_partition(extent.partition).and_then(|query| query.build(split, Some(&extent.topic)));
-        built.map_err(|error| TantivyError::InvalidArgument(error.message))
+    fn query_of(&self, filter: &Filter) -> SearchQuery {
+        SearchQuery { root: filter.query.clone(), now: self.now }
     }
 
     /// The queries of all filters.
@@ -324,8 +322,7 @@ impl AggregationPlan {
         let mut queries = Vec::new();
         self.walk(&self.tree, &mut |aggregation| {
             if let AggregationKind::Filters { filters, .. } = &aggregation.kind {
-                let root = |filter: &Filter| filter.query.clone();
-                queries.extend(filters.iter().map(root).map(|root| SearchQuery { root, now: self.now }));
+                queries.extend(filters.iter().map(|filter| self.query_of(filter)));
             }
         });
         queries
@@ -424,10 +421,20 @@ impl AggregationRun {
     }
 }
 
+/// The query of a filter in one split.
+fn built(query: &SearchQuery, split: &SplitReader, extent: &Extent) -> tantivy::Result<Box<dyn Query>> {
+    let built = query.in_partition(extent.partition).and_then(|query| query.build(split, Some(&extent.topic)));
+    built.map_err(|error| TantivyError::InvalidArgument(error.message))
+}
+
 impl Beside for AggregationRun {
     fn start(&self, split: &SplitReader, extent: &Extent) -> tantivy::Result<Box<dyn BesideSplit>> {
         let (collector, lacking) = self.inner.plan.collector(split, extent)?;
         Ok(Box::new(SplitRun { collector, lacking, inner: self.inner.clone() }))
+    }
+
+    fn queries(&self, split: &SplitReader, extent: &Extent) -> tantivy::Result<Vec<Box<dyn Query>>> {
+        self.inner.plan.queries().iter().map(|query| built(query, split, extent)).collect()
     }
 }
 
