@@ -7,7 +7,7 @@ use std::time::Duration;
 use support::{Failure, Parts, no_cache, request};
 use thermocline_config::CacheConfig;
 use thermocline_ingest::model::Timestamp;
-use thermocline_query::search::{SearchRequest, SearchResponse, Sort};
+use thermocline_query::search::{RequestedAggregations, SearchRequest, SearchResponse, Sort};
 use thermocline_tiering::manifest::DataFile;
 use thermocline_tiering::metrics;
 
@@ -137,6 +137,41 @@ async fn a_query_on_a_cold_split_costs_few_requests_and_bytes() -> Result<(), Fa
     scored.sort = Sort::Score;
     scored.limit = 5;
     assert_eq!(search(&parts, scored).await?.total, 60_000 / 8);
+    parts.stop().await
+}
+
+/// Parts that lie inside others, and those of aggregations, are fetched together, however many and scattered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_query_is_made_of_is_fetched_together() -> Result<(), Failure> {
+    const PARTS: i64 = 80;
+    let parts = archived(no_cache()).await?;
+    let order = |n: i64| n * MESSAGES / PARTS;
+    // A term, and ranges, of which one has to look to know their terms.
+    let any: Vec<String> = (1..PARTS).map(|n| format!("value:[order{0} TO order{0}]", order(n))).collect();
+    let any = format!("order0 OR {}", any.join(" OR "));
+    for (query, total) in
+        [(format!("({any})^2"), PARTS), (format!("declined AND NOT ({any})"), MESSAGES / 8 - PARTS / 4)]
+    {
+        let found = search(&parts, request(&query, 0)).await?;
+        assert_eq!(found.total, u64::try_from(total)?, "{query}");
+        println!("{query:.40}: {:?}", found.stats);
+        assert!(found.stats.requests <= 12, "{query}: {:?}", found.stats);
+    }
+
+    let filters: serde_json::Map<_, _> = (0..PARTS)
+        .map(|n| (n.to_string(), serde_json::json!({"query_string": {"query": format!("order{}", order(n))}})))
+        .collect();
+    let aggs = serde_json::json!({"orders": {"filters": {"filters": filters}}});
+    let mut wanted = request("declined", 0);
+    wanted.aggregations = RequestedAggregations::parse(aggs, Timestamp(0), 1000)?;
+    let found = search(&parts, wanted).await?;
+    println!("{PARTS} filters: {:?}", found.stats);
+    let buckets = found.aggregations.ok_or("no aggregations")?.values;
+    for n in 0..PARTS {
+        let count = &buckets["orders"]["buckets"][n.to_string()]["doc_count"];
+        assert_eq!(count, &serde_json::json!(u64::from(order(n) % 8 == 0)), "{n}");
+    }
+    assert!(found.stats.requests <= 12, "{:?}", found.stats);
     parts.stop().await
 }
 

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use super::App;
 use super::error::ApiError;
 use super::extract::{JsonBody, NoParams, Params};
-use crate::elastic::parse_aggregations;
 use crate::message::{of_owned, write_string};
 use crate::search::{
     Context, HIGHLIGHT_TAG_LEN_MAX, HighlightOptions, Neighbour, Passage, RequestedAggregations, SearchRequest,
@@ -194,7 +193,7 @@ impl SearchBody {
                 topics.push(name);
             }
         }
-        let aggregations = self.aggs.map(|aggs| parse_aggregations(aggs, now, buckets_max)).transpose();
+        let aggregations = self.aggs.map(|aggs| RequestedAggregations::parse(aggs, now, buckets_max)).transpose()?;
         let moment = |time: Option<TimeExpr>| time.map(|time| time.at(now, Rounding::Down)).transpose();
         Ok(SearchRequest {
             query: self.q,
@@ -219,7 +218,7 @@ impl SearchBody {
                 TrackTotal::None => TotalWanted::Nothing,
             },
             highlight: self.highlight.into_options()?,
-            aggregations: RequestedAggregations(aggregations.map_err(ApiError::bad_request)?.unwrap_or_default()),
+            aggregations: aggregations.unwrap_or_default(),
         })
     }
 }

@@ -115,6 +115,14 @@ pub struct SearchRequest {
 #[derive(Clone, Debug, Default)]
 pub struct RequestedAggregations(pub(crate) Vec<Aggregation>);
 
+impl RequestedAggregations {
+    /// Reads `aggs` in Elasticsearch's form. `now` is that of its dates, `buckets_max` the limit of buckets in an answer.
+    pub fn parse(aggs: serde_json::Value, now: Timestamp, buckets_max: u32) -> Result<Self, SearchError> {
+        let parsed = crate::elastic::parse_aggregations(aggs, now, buckets_max);
+        parsed.map(Self).map_err(|error| SearchError::Aggregation { message: error.reason })
+    }
+}
+
 /// What to look for, where the query is a tree already.
 #[derive(Clone, Debug)]
 pub(crate) struct TreeRequest {
