@@ -1,5 +1,5 @@
-//! Archiving beside plain Tantivy (with the index) and beside plain `ArrowWriter` with zstd (without it); with the index
-//! also where the live index has the messages already, and that live index by itself.
+//! Archiving beside plain Tantivy (with the index) and beside plain `ArrowWriter` with zstd (without it); with the
+//! index also where the live index has the messages already, and that live index by itself.
 //! Rates are megabytes of message values per second.
 
 mod support;

@@ -1,6 +1,6 @@
 //! A commit over many dirty files: `fdatasync` of each, one after the other or by several threads at once, beside one
-//! `syncfs`; and the hot log's own group commit, whatever it does. Each file is appended to before, and the time is from
-//! the first write to the end of the last sync. All take turns.
+//! `syncfs`; and the hot log's own group commit, whatever it does. Each file is appended to before, and the time is
+//! from the first write to the end of the last sync. All take turns.
 //!
 //! Parts of the time that one after the other takes (ext4 on a virtual disk, two cores, nothing else running):
 //!
@@ -14,10 +14,10 @@
 //! `syncfs` waits for what others have written to the same file system as well, by its definition; the last row of each
 //! size is there to show how long. The log syncs few files by threads, and many by `syncfs` where little else is dirty.
 //!
-//! The second table is what the file system allows where a commit has [`SPREAD_BYTES`], as producers of many topics send
-//! them: the same bytes in few files and in many, one `syncfs` each. It bounds `benches/topics.rs`, strict, on that disk:
-//! over 100 files 0.82 of the rate over 10 (304 of 372 MB/s), over 1,000 files 0.35 (129), with the processors idle for
-//! three fifths of the time.
+//! The second table is what the file system allows where a commit has [`SPREAD_BYTES`], as producers of many topics
+//! send them: the same bytes in few files and in many, one `syncfs` each. It bounds `benches/topics.rs`, strict, on
+//! that disk: over 100 files 0.82 of the rate over 10 (304 of 372 MB/s), over 1,000 files 0.35 (129), with the
+//! processors idle for three fifths of the time.
 
 mod support;
 

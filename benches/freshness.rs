@@ -1,6 +1,6 @@
 //! How long after its ack a message can be found, while log lines are produced at a steady rate to all partitions of a
-//! topic, archiving included; and what indexing costs the acks. Beside it: the processor time it took, all included, and
-//! how many files the archive made, and how many of them with splits of the live index.
+//! topic, archiving included; and what indexing costs the acks. Beside it: the processor time it took, all included,
+//! and how many files the archive made, and how many of them with splits of the live index.
 //!
 //! `THERMOCLINE_BENCH_RATE` sets megabytes per second (default 10), `THERMOCLINE_BENCH_SECONDS` how long (default 30).
 

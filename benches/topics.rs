@@ -1,14 +1,15 @@
-//! What many topics cost: produce and fetch over the Kafka protocol, the same load spread over 1, 10, 100 and 1,000 topics
-//! of one partition, in records of 1 KiB and of 100 B, with acks after the sync (strict) and before it (relaxed).
+//! What many topics cost: produce and fetch over the Kafka protocol, the same load spread over 1, 10, 100 and 1,000
+//! topics of one partition, in records of 1 KiB and of 100 B, with acks after the sync (strict) and before it
+//! (relaxed).
 //!
-//! Throughput: [`CONNECTIONS`] producers with [`IN_FLIGHT`] requests on their way, each with one batch to each of as many
-//! topics as [`REQUEST_BYTES`] hold, or to all there are, which is how producers fill their requests; then as many
+//! Throughput: [`CONNECTIONS`] producers with [`IN_FLIGHT`] requests on their way, each with one batch to each of as
+//! many topics as [`REQUEST_BYTES`] hold, or to all there are, which is how producers fill their requests; then as many
 //! consumers that read everything, each its share of the topics in a fetch session. Beside it the same bytes written to
 //! as many plain files, and synced where acks wait for that, a request at a time; and read from them.
 //!
-//! Latency: single batches of [`WATCHED_BATCH_BYTES`] at a fixed rate, one topic after the other, from when each was due:
-//! to its ack, and to its arrival at a consumer that polls in a session. Beside it the same batch written to plain files,
-//! one at a time.
+//! Latency: single batches of [`WATCHED_BATCH_BYTES`] at a fixed rate, one topic after the other, from when each was
+//! due: to its ack, and to its arrival at a consumer that polls in a session. Beside it the same batch written to plain
+//! files, one at a time.
 //!
 //! Client and broker share the machine. The last table is what the others are for: throughput at each number of topics
 //! over that at 10. `THERMOCLINE_BENCH_TOPICS=10,1000` runs some of it.

@@ -1,5 +1,6 @@
-//! A store that fails in every way a network and a bucket can, and a disk that fills meanwhile: producers and readers of
-//! the hot log go on, nothing is lost, and when it is over the archive catches up by itself, each message in it once.
+//! A store that fails in every way a network and a bucket can, and a disk that fills meanwhile: producers and readers
+//! of the hot log go on, nothing is lost, and when it is over the archive catches up by itself, each message in it
+//! once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! librdkafka reads what topics' settings have made of its records: while a topic is compacted, over holes, into holes and
-//! to its end; and in codecs that are the broker's.
+//! librdkafka reads what topics' settings have made of its records: while a topic is compacted, over holes, into holes
+//! and to its end; and in codecs that are the broker's.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,6 +1,6 @@
 //! Transactions across the tiers, with librdkafka as the client: what was aborted, and what is not decided yet, is not
-//! found, not replayed and not archived; what was committed is, hot and cold; and readers come to the end of a partition
-//! whose last batch is a marker in the archive.
+//! found, not replayed and not archived; what was committed is, hot and cold; and readers come to the end of a
+//! partition whose last batch is a marker in the archive.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -55,8 +55,8 @@ pub async fn receive<T: Decodable + HeaderVersion>(
     receive_into(&mut BytesMut::new(), read, version).await
 }
 
-/// The same in memory that was used before, once nothing refers to it any more: new memory is the larger part of what it
-/// costs to receive a large response.
+/// The same in memory that was used before, once nothing refers to it any more: new memory is the larger part of what
+/// it costs to receive a large response.
 async fn receive_into<T: Decodable + HeaderVersion>(
     buffer: &mut BytesMut,
     read: &mut (impl AsyncRead + Unpin),

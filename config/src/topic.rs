@@ -5,7 +5,8 @@
 //! of compaction, which by definition mean nothing while `cleanup.policy` is `delete`.
 //!
 //! A compacted topic is not archived, as in Kafka (KIP-405): an archive's files hold offset after offset, and are never
-//! rewritten for what a later record makes void. So `remote.storage.enable` is false there, and asking for it is refused.
+//! rewritten for what a later record makes void. So `remote.storage.enable` is false there, and asking for it is
+//! refused.
 
 use std::collections::BTreeMap;
 

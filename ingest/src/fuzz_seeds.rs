@@ -1,6 +1,6 @@
-//! Where the fuzzers begin: something valid of every kind, as files in `tests/fuzz/corpus`, laid out as the targets there
-//! read it. The stored files are what this makes; `UPDATE_GOLDEN=1` writes them. Files named `found-…` are what a fuzzer
-//! or a person found, and stay as they are.
+//! Where the fuzzers begin: something valid of every kind, as files in `tests/fuzz/corpus`, laid out as the targets
+//! there read it. The stored files are what this makes; `UPDATE_GOLDEN=1` writes them. Files named `found-…` are what a
+//! fuzzer or a person found, and stay as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -2,9 +2,10 @@
 //! when it decides how much of the machine it may take.
 //!
 //! Two histograms that are emptied whenever they are read. Whoever works in the background says so
-//! ([`ProduceLatency::work`]); an ack counts as *alone* if nobody worked from [`SETTLE`] before its request to its end, and
-//! as *beside* work otherwise. Counting is a few atomic operations. A latency that is counted while the window is read belongs to
-//! this reading or the next; one that is counted while work begins or ends may be taken for either kind.
+//! ([`ProduceLatency::work`]); an ack counts as *alone* if nobody worked from [`SETTLE`] before its request to its end,
+//! and as *beside* work otherwise. Counting is a few atomic operations. A latency that is counted while the window is
+//! read belongs to this reading or the next; one that is counted while work begins or ends may be taken for either
+//! kind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

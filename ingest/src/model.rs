@@ -15,7 +15,8 @@ const INTERNAL_TOPICS: [&str; 2] = [OFFSETS_TOPIC, TRANSACTIONS_TOPIC];
 /// Longest legal topic name, as in Kafka.
 pub const TOPIC_NAME_LEN_MAX: usize = 249;
 
-/// The leader epoch of a broker that is alone. Metadata, Fetch batches, ListOffsets and OffsetForLeaderEpoch agree on it.
+/// The leader epoch of a broker that is alone. Metadata, Fetch batches, ListOffsets and OffsetForLeaderEpoch agree on
+/// it.
 pub const LEADER_EPOCH: i32 = 0;
 
 /// Position of a record in its partition; also used for exclusive ends.
@@ -113,8 +114,8 @@ impl TopicName {
         if legal { Ok(Self(name.into())) } else { Err(TopicNameError { name: name.chars().take(300).collect() }) }
     }
 
-    /// Whether the broker keeps the topic for itself. Other names that begin with two underscores are anybody's: Debezium
-    /// and Cruise Control have such.
+    /// Whether the broker keeps the topic for itself. Other names that begin with two underscores are anybody's:
+    /// Debezium and Cruise Control have such.
     pub fn is_internal(&self) -> bool {
         INTERNAL_TOPICS.contains(&self.as_str())
     }

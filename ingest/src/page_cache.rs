@@ -19,8 +19,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are read at once, and of which it is found out at once whether they are in memory. Small, for a sync of
-/// the log queues behind what the disk is reading: beside 40 MB/s in reads of 4 MiB the p99 of such syncs was 8.6 ms, of
-/// 128 KiB 2.2, of none 2.3.
+/// the log queues behind what the disk is reading: beside 40 MB/s in reads of 4 MiB the p99 of such syncs was 8.6 ms,
+/// of 128 KiB 2.2, of none 2.3.
 #[cfg(target_os = "linux")]
 const PIECE_BYTES: u64 = 128 << 10;
 /// The kernel forgets whole pages. Systems with larger ones drop a little more or less than was read.

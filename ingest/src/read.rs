@@ -34,7 +34,8 @@ pub struct BatchRun {
     pub aborted: Vec<AbortedTransaction>,
 }
 
-/// Record batches in offset order, on their way to a consumer: a [`BatchRun`] of which parts may still be in their files.
+/// Record batches in offset order, on their way to a consumer: a [`BatchRun`] of which parts may still be in their
+/// files.
 #[derive(Debug, Default)]
 pub struct SendRun {
     pub chunks: Vec<Chunk>,
@@ -83,8 +84,8 @@ pub trait LogReader: Send + Sync + 'static {
     /// Batches of `range`. `OutOfRange` below the log start or beyond the log end; an empty run at the end.
     async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<BatchRun, ReadError>;
 
-    /// Like [`Self::read`], to be sent as it is: up to `files_max` of the chunks may be ranges of files, which stay open
-    /// for as long.
+    /// Like [`Self::read`], to be sent as it is: up to `files_max` of the chunks may be ranges of files, which stay
+    /// open for as long.
     async fn read_to_send(
         &self,
         partition: &Arc<Partition>,

@@ -1,7 +1,7 @@
-//! Transactions as a whole, log and coordinators together, on a real log in a temporary folder: random producers, zombies,
-//! timeouts and crashes against a list of what was written. No aborted message is read, every committed one is; the last
-//! stable offset is where the earliest open transaction begins, and no further; committed offsets are those of the
-//! committed transactions.
+//! Transactions as a whole, log and coordinators together, on a real log in a temporary folder: random producers,
+//! zombies, timeouts and crashes against a list of what was written. No aborted message is read, every committed one
+//! is; the last stable offset is where the earliest open transaction begins, and no further; committed offsets are
+//! those of the committed transactions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what goes wrong here fails the test")]
 

@@ -7,8 +7,8 @@
 //! | `now/d`, `now-1d/d` | rounded to the unit, in UTC: to its first millisecond, or to its last where a bound includes it from above or excludes it from below; where it is asked for as a whole, all of the unit |
 //! | `2015-05-17\|\|+1M/d` | the same from another moment |
 //!
-//! Units are `y`, `M` (month), `w` (from Monday), `d`, `h` or `H`, `m` (minute) and `s`, as in Elasticsearch and Grafana.
-//! Months and years keep the day where the month has it, else they take its last.
+//! Units are `y`, `M` (month), `w` (from Monday), `d`, `h` or `H`, `m` (minute) and `s`, as in Elasticsearch and
+//! Grafana. Months and years keep the day where the month has it, else they take its last.
 
 use std::fmt;
 

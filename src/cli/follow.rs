@@ -1,5 +1,5 @@
-//! `thermocline search --follow`: prints matches as they become searchable, until Ctrl-C. Comes back after the connection
-//! was lost, where it was.
+//! `thermocline search --follow`: prints matches as they become searchable, until Ctrl-C. Comes back after the
+//! connection was lost, where it was.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -12,7 +12,8 @@ use thermocline_query::time::{Rounding, TimeError, TimeExpr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(DateTime<Utc>);
 
-/// A point in time as queries have it: RFC 3339, a date (its midnight in UTC), milliseconds, or relative like `now-15m`.
+/// A point in time as queries have it: RFC 3339, a date (its midnight in UTC), milliseconds, or relative like
+/// `now-15m`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct When(TimeExpr);
 

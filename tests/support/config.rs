@@ -5,7 +5,8 @@ use std::path::Path;
 
 use thermocline_config::{ByteSize, Config};
 
-/// Everything in `data_dir`, ports of the system's choice, and no part of the disk set aside: the machine's may be full.
+/// Everything in `data_dir`, ports of the system's choice, and no part of the disk set aside: the machine's may be
+/// full.
 pub fn config(data_dir: &Path) -> Config {
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut config = Config::default();

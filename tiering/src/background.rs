@@ -8,8 +8,8 @@
 //!   Linux takes their I/O priority from that too, where its scheduler knows any. A thread cannot be raised again
 //!   without privileges, hence no pool that others share.
 //! - **Cores.** Beside producers they keep to half of the cores ([`cores`]), for priority alone does not do: Linux lets
-//!   a thread that runs go on for the rest of its slice, milliseconds, before one that wakes up gets the core. It is the
-//!   half that takes the fewest interrupts.
+//!   a thread that runs go on for the rest of its slice, milliseconds, before one that wakes up gets the core. It is
+//!   the half that takes the fewest interrupts.
 //! - **Number.** [`Background::run`] starts one thread per job, at most as many at once as there are slots; jobs that
 //!   wait for a slot come in order. A job takes seconds, its thread microseconds.
 //! - **Pauses.** Code that runs for long calls [`pause`] between its steps, and rests when the throttle says so. On any

@@ -76,8 +76,8 @@ impl From<Arc<ParquetReadError>> for ColdError {
 /// What the archive has of a range, as far as it was read.
 pub(crate) struct ColdRun {
     pub batches: BatchRun,
-    /// Where the archive ends, if it has nothing between the end of `batches` and there. None where more may follow: the
-    /// limits of the read, or the end of its range, were reached before.
+    /// Where the archive ends, if it has nothing between the end of `batches` and there. None where more may follow:
+    /// the limits of the read, or the end of its range, were reached before.
     pub exhausted: Option<Offset>,
 }
 

@@ -89,8 +89,8 @@ pub struct BatchSlice {
 }
 
 impl EncodedRowGroup {
-    /// Batches from the one that holds `from` (or the first after it) up to `until` (exclusive; no batch starts there or
-    /// beyond), as many as fit into `max_bytes`, or one that does not fit if `at_least_one`.
+    /// Batches from the one that holds `from` (or the first after it) up to `until` (exclusive; no batch starts there
+    /// or beyond), as many as fit into `max_bytes`, or one that does not fit if `at_least_one`.
     pub fn slice(&self, from: Offset, until: Offset, max_bytes: usize, at_least_one: bool) -> BatchSlice {
         let first = self.batches.partition_point(|batch| batch.last < from);
         let start = first.checked_sub(1).and_then(|before| self.batches.get(before)).map_or(0, |batch| batch.end);

@@ -148,7 +148,8 @@ impl Merger {
     }
 
     /// Merges `inputs`, neighbours in offset order that all have an index or none. `None` where there is no memory for
-    /// it just now. Between two steps it asks `is_cancelled`. Whatever it leaves behind is an orphan until [`Self::commit`].
+    /// it just now. Between two steps it asks `is_cancelled`. Whatever it leaves behind is an orphan until
+    /// [`Self::commit`].
     pub async fn merge(
         &self,
         path: &PartitionPath,

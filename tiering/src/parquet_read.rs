@@ -329,8 +329,8 @@ impl ParquetReader {
         Ok(records)
     }
 
-    /// Calls `visit` with offset and timestamp of every row of `group` whose page may reach `at_least`, in offset order,
-    /// until it breaks. Pages that statistics rule out are not read.
+    /// Calls `visit` with offset and timestamp of every row of `group` whose page may reach `at_least`, in offset
+    /// order, until it breaks. Pages that statistics rule out are not read.
     pub async fn visit_timestamps<B>(
         &self,
         file: &ColdFile,
@@ -452,7 +452,8 @@ fn gave_up(object: &ObjectRef, panic: &(dyn Any + Send)) -> ParquetReadError {
     ParquetReadError::Decoder { key: object.key.clone(), reason: reason.unwrap_or_default() }
 }
 
-/// Checks that everything the footer names lies within the object and that counts agree; returns where row groups start.
+/// Checks that everything the footer names lies within the object and that counts agree; returns where row groups
+/// start.
 fn check_layout(object: &ObjectRef, rows: u64, metadata: &ParquetMetaData) -> Result<Vec<u64>, ParquetReadError> {
     let layout = |what| ParquetReadError::Layout { key: object.key.clone(), what };
     let within = |start: i64, len: i64| {

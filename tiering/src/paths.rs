@@ -11,8 +11,8 @@
 //! topics/<topic>.<topic id>/<partition>/manifest/parts/<base>-<last>-<attempt>.json.zst    or .json, as earlier programs wrote them
 //! ```
 //!
-//! `base`, `last` (inclusive), `version` and `epoch` have 20 digits, so that names sort as numbers do. The topic id is a
-//! hyphenated UUID, so that a topic that is deleted and created again starts in an empty folder. The attempt id is
+//! `base`, `last` (inclusive), `version` and `epoch` have 20 digits, so that names sort as numbers do. The topic id is
+//! a hyphenated UUID, so that a topic that is deleted and created again starts in an empty folder. The attempt id is
 //! 32 hex digits and fresh for each upload, so that a retry never overwrites what an earlier one may have published.
 
 use std::fmt;

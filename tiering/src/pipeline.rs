@@ -147,8 +147,8 @@ impl Archiver {
         self.merge_budget.clone().try_acquire_many_owned(units(bytes)).ok()
     }
 
-    /// Memory one job may hold: a data file twice, the row groups under way, and one decompressed batch. Splits that are
-    /// merged for a file fit into it beside the file, which is held once by then.
+    /// Memory one job may hold: a data file twice, the row groups under way, and one decompressed batch. Splits that
+    /// are merged for a file fit into it beside the file, which is held once by then.
     pub fn job_bytes(config: &TieringConfig) -> u64 {
         let row_groups = config.row_group_bytes.as_u64().saturating_mul(ROW_GROUP_COPIES);
         let file = Self::file_bytes_max(config) as u64;

@@ -111,9 +111,9 @@ impl TieredReader {
         Self { tiering, cold }
     }
 
-    /// The records at exactly these offsets (strictly ascending), from the log, from Parquet pages, or out of row groups
-    /// that are scanned. Ends early once the records found are `max_bytes` or more: the answer is then for the first of
-    /// the offsets, and may be larger by one batch or the rows of one row group.
+    /// The records at exactly these offsets (strictly ascending), from the log, from Parquet pages, or out of row
+    /// groups that are scanned. Ends early once the records found are `max_bytes` or more: the answer is then for the
+    /// first of the offsets, and may be larger by one batch or the rows of one row group.
     pub async fn records(
         &self,
         partition: &Arc<Partition>,
@@ -194,8 +194,8 @@ impl TieredReader {
             let Some(archive_end) = exhausted.filter(|end| batches.is_empty() && *end < range.until) else {
                 return Ok(batches.into());
             };
-            // Up to its end the archive has nothing but what was dropped; what follows is in the log. To begin where the
-            // local log does now would skip what has been archived and trimmed since.
+            // Up to its end the archive has nothing but what was dropped; what follows is in the log. To begin where
+            // the local log does now would skip what has been archived and trimmed since.
             let (log, rest) = (partition.clone(), ReadRange { from: range.from.max(archive_end), ..range.clone() });
             match self.blocking(partition, move || hot(&log, &rest)).await {
                 Err(ReadError::BelowLocalStart { .. }) if attempts < ATTEMPTS_MAX => attempts += 1,

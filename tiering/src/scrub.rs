@@ -1,9 +1,9 @@
 //! The scrub: reads every archived file again, slowly and for ever, and says what has been damaged since.
 //!
 //! **Order.** A stable walk: partitions by topic id and number, of each the manifest with its parts and then the files
-//! by offset, round and round from a place that is chosen at random when the broker starts. Nothing is remembered over a
-//! restart, so nothing has to be written; a broker that is often restarted in the middle of a pass still comes to every
-//! file, for it starts each time somewhere else, and a pass goes round to where it began.
+//! by offset, round and round from a place that is chosen at random when the broker starts. Nothing is remembered over
+//! a restart, so nothing has to be written; a broker that is often restarted in the middle of a pass still comes to
+//! every file, for it starts each time somewhere else, and a pass goes round to where it began.
 //!
 //! **Rate.** `tiering.scrub_rate` bytes per second, a pass a day at most, one request to the store and one
 //! decoding thread at a time, beside `tiering.memory_max` the memory of one data file.
@@ -40,9 +40,9 @@ use crate::verify::{Damage, Fault, FileCheck, OBJECT_COST_BYTES, VerifyError, ch
 /// From the beginning of one pass to that of the next at least: an archive that is read in a minute need not be read
 /// every minute.
 const PASS_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// Before a file is tried again after the store did not answer.
+/// Before a file or manifest is tried again after the store did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(60);
-/// Attempts at a file that fail while the store answers otherwise, after which it counts as damaged.
+/// Attempts that fail while the store answers otherwise, after which the object counts as damaged.
 const UNREADABLE_AFTER: u32 = 5;
 /// Damaged files and manifests remembered; further ones are logged and counted only.
 const DAMAGED_FILES_MAX: usize = 10_000;
@@ -142,41 +142,53 @@ impl Scrubber {
     /// The newest version in the store and its parts: what the next start of a broker will read.
     async fn check_manifest(&self, path: &PartitionPath, budget: &Budget) {
         budget.take(OBJECT_COST_BYTES).await;
-        match load_newest(&self.store, &self.manifests, path).await {
-            Ok(checked) => self.update(path, None, checked.err().into_iter().collect()),
-            // The files come next, and wait for the store.
+        match self.settled(path, || load_newest(&self.store, &self.manifests, path)).await {
+            Ok(checked) => self.update(path, None, checked.flatten().err().into_iter().collect()),
             Err(error) => {
                 let partition = path.root();
-                tracing::warn!(%partition, error = &error as &dyn Error, "the scrub cannot check a manifest, it goes on");
+                tracing::error!(%partition, error = &error as &dyn Error, "the scrub cannot check a manifest, it goes on");
             }
         }
     }
 
     async fn check(&self, path: &PartitionPath, file: &Arc<DataFile>, budget: &Budget) {
+        let check = || check_named(&self.store, &self.background, &self.manifests, path, file, Some(budget));
+        match self.settled(path, check).await {
+            Ok(Ok(FileCheck::Sound)) => self.update(path, Some(file), Vec::new()),
+            Ok(Ok(FileCheck::Damaged(damage))) => self.update(path, Some(file), damage),
+            Ok(Ok(FileCheck::Replaced(_))) => return self.update(path, Some(file), Vec::new()),
+            Ok(Err(unreadable)) => return self.update(path, Some(file), vec![unreadable]),
+            Err(error) => {
+                let key = &file.data.key;
+                tracing::error!(key, error = &error as &dyn Error, "the scrub cannot check a file, it goes on");
+                return;
+            }
+        }
+        self.metrics.scrubbed_files.inc();
+        self.metrics.scrubbed_bytes.inc_by(file_bytes(file));
+    }
+
+    /// What `check` comes to, or the object that the store alone fails to give. A store that does not answer at all is
+    /// waited for.
+    async fn settled<T, F: Future<Output = Result<T, VerifyError>>>(
+        &self,
+        path: &PartitionPath,
+        check: impl Fn() -> F,
+    ) -> Result<Result<T, Damage>, VerifyError> {
         let mut failures = 0;
         loop {
-            match check_named(&self.store, &self.background, &self.manifests, path, file, Some(budget)).await {
-                Ok(FileCheck::Sound) => self.update(path, Some(file), Vec::new()),
-                Ok(FileCheck::Damaged(damage)) => self.update(path, Some(file), damage),
-                Ok(FileCheck::Replaced(_)) => return self.update(path, Some(file), Vec::new()),
-                Err(error) => {
-                    let key = &file.data.key;
-                    let Some(unreadable) = unreadable(&error) else {
-                        tracing::error!(key, error = &error as &dyn Error, "the scrub cannot check a file, it goes on");
-                        return;
-                    };
-                    failures = if self.store_answers(path).await { failures + 1 } else { 0 };
-                    if failures == UNREADABLE_AFTER {
-                        return self.update(path, Some(file), vec![unreadable]);
-                    }
-                    tracing::warn!(key, error = &error as &dyn Error, wait = ?STORE_PAUSE, "the scrub waits for the store");
-                    sleep(STORE_PAUSE).await;
-                    continue;
-                }
+            let error = match check().await {
+                Ok(found) => return Ok(Ok(found)),
+                Err(error) => error,
+            };
+            let Some(unreadable) = unreadable(&error) else { return Err(error) };
+            failures = if self.store_answers(path).await { failures + 1 } else { 0 };
+            if failures == UNREADABLE_AFTER {
+                return Ok(Err(unreadable));
             }
-            self.metrics.scrubbed_files.inc();
-            self.metrics.scrubbed_bytes.inc_by(file_bytes(file));
-            return;
+            let key = &unreadable.key;
+            tracing::warn!(key, error = &error as &dyn Error, wait = ?STORE_PAUSE, "the scrub waits for the store");
+            sleep(STORE_PAUSE).await;
         }
     }
 

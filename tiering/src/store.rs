@@ -3,8 +3,8 @@
 //!
 //! **One retry loop.** Every request goes through `ColdStore::request`; the retries that `object_store` brings for
 //! cloud stores are switched off (`store/url.rs`), so that the two do not multiply. An attempt waits for its budget,
-//! takes a permit, has `request_timeout`, and is repeated up to `max_retries` times with jittered exponential waits up to
-//! [`RETRY_WAIT_MAX`] while the failure may pass: everything but a missing object, a refused permission, a failed
+//! takes a permit, has `request_timeout`, and is repeated up to `max_retries` times with jittered exponential waits up
+//! to [`RETRY_WAIT_MAX`] while the failure may pass: everything but a missing object, a refused permission, a failed
 //! precondition and a request that the store cannot do at all.
 //!
 //! **Whose request.** A handle carries the [`Work`] it is for ([`ColdStore::of`]). Archive and readers have permits and

@@ -13,15 +13,15 @@
 //! bursts. The account makes a quantile of few acks usable: in a second of a quiet producer the p99 is its slowest ack,
 //! and chance decides that.
 //!
-//! What is usual alone is the upper quartile over the p99 of the last [`SAMPLES_MAX`] samples of [`SAMPLE_ACKS`] and more.
-//! A disk that stalled for a moment spoils one of them, where it would decide the p99 of all acks taken together, and
-//! leave work without a goal for a minute. The quartile, as the p99 of a hundred is their second largest, which exceeds
-//! the p99 of thousands in one of four samples; late acks that come in bursts make that fewer still.
+//! What is usual alone is the upper quartile over the p99 of the last [`SAMPLES_MAX`] samples of [`SAMPLE_ACKS`] and
+//! more. A disk that stalled for a moment spoils one of them, where it would decide the p99 of all acks taken together,
+//! and leave work without a goal for a minute. The quartile, as the p99 of a hundred is their second largest, which
+//! exceeds the p99 of thousands in one of four samples; late acks that come in bursts make that fewer still.
 //!
 //! # Invariants
-//! 1. The duty cycle is never below [`DUTY_MIN`], and nobody rests once the disk is tight: segments that are not archived
-//!    cannot leave it, and a disk that is full stops producers altogether. So a goal that cannot be met costs archive
-//!    speed as long as there is room, never the archive.
+//! 1. The duty cycle is never below [`DUTY_MIN`], and nobody rests once the disk is tight: segments that are not
+//!    archived cannot leave it, and a disk that is full stops producers altogether. So a goal that cannot be met costs
+//!    archive speed as long as there is room, never the archive.
 //! 2. Beside producers it is never above [`DUTY_LIVE_MAX`], so that there is something to learn from; without them it
 //!    gets to 1. When they come back, it is what they bore last.
 //! 3. Periods begin when somebody works or asks to: there is no thread or task of its own, and without background work
@@ -173,8 +173,8 @@ impl fmt::Debug for Throttle {
 }
 
 impl Throttle {
-    /// `latency` is where produce latencies are counted, `gauge` where the duty cycle is shown; while it is `urgent` nobody
-    /// rests.
+    /// `latency` is where produce latencies are counted, `gauge` where the duty cycle is shown; while it is `urgent`
+    /// nobody rests.
     pub fn new(slowdown_percent: u32, latency: Arc<ProduceLatency>, gauge: Gauge, urgent: Urgent) -> Self {
         let state = State { controller: Controller::new(slowdown_percent), period_began: Instant::now() };
         gauge.set(state.controller.duty());

@@ -266,9 +266,9 @@ impl Tiering {
         Ok(tiering)
     }
 
-    /// Background archiving, merging, indexing again, expiry by retention, janitor, scrub; ends when `shutdown` is cancelled, abandoning
-    /// the jobs under way (each leaves orphans or a finished commit, never less). Local copies are trimmed by
-    /// `HotLog::maintain`.
+    /// Background archiving, merging, indexing again, expiry by retention, janitor, scrub; ends when `shutdown` is
+    /// cancelled, abandoning the jobs under way (each leaves orphans or a finished commit, never less). Local copies
+    /// are trimmed by `HotLog::maintain`.
     pub async fn run(self: Arc<Self>, shutdown: tokio_util::sync::CancellationToken) {
         schedule::run(self, shutdown).await;
     }

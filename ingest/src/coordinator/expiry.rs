@@ -15,7 +15,8 @@ use super::writer::{Change, Write};
 use crate::model::{Timestamp, TopicName};
 use crate::topics::TopicChange;
 
-/// How often offsets and groups are looked through for what has expired (Kafka's `offsets.retention.check.interval.ms`).
+/// How often offsets and groups are looked through for what has expired (Kafka's
+/// `offsets.retention.check.interval.ms`).
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 /// Longest sleep between two looks at the timers; they are woken earlier when one moves forward.
 const TIMER_SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -140,8 +141,8 @@ impl GroupCoordinator {
 }
 
 /// What of a group has expired. Of a group without members everything that was committed long ago; of consumers in a
-/// Stable group only what lies in topics that none of them reads any more (KIP-211). Nothing while writes or transactions
-/// are under way: they may be what keeps it.
+/// Stable group only what lies in topics that none of them reads any more (KIP-211). Nothing while writes or
+/// transactions are under way: they may be what keeps it.
 fn expired(inner: &Inner, now: Timestamp, retention_ms: i64) -> Option<Change> {
     if inner.writes_pending > 0 || !inner.pending.is_empty() {
         return None;

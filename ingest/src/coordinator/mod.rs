@@ -262,7 +262,8 @@ impl GroupCoordinator {
         self.with_offsets(group_id, |committed, _| look(committed))
     }
 
-    /// Looks at what the group has committed, and at what transactions have for it; `None` where the group is not known.
+    /// Looks at what the group has committed, and at what transactions have for it; `None` where the group is not
+    /// known.
     pub fn with_offsets<T>(
         &self,
         group_id: &str,

@@ -1,5 +1,5 @@
-//! Setting a group's offsets, and deleting a group, from outside the Kafka protocol. The rules are those of the protocol:
-//! only a group without members can be told by somebody else where to go on, or be deleted.
+//! Setting a group's offsets, and deleting a group, from outside the Kafka protocol. The rules are those of the
+//! protocol: only a group without members can be told by somebody else where to go on, or be deleted.
 
 use kafka_protocol::ResponseError;
 

@@ -4,8 +4,8 @@
 //! batch, waits until it is durable, and only then applies each change and answers who waits for it. So memory never
 //! runs ahead of the disk, and one fsync serves all commits that came while the last was under way.
 //!
-//! Offsets within a transaction are written as pending. The transaction's end is a change like any other: what was queued
-//! before it is in the log before its marker, and what comes later finds the transaction closed and is refused.
+//! Offsets within a transaction are written as pending. The transaction's end is a change like any other: what was
+//! queued before it is in the log before its marker, and what comes later finds the transaction closed and is refused.
 //!
 //! | died here | then at the next start |
 //! |---|---|

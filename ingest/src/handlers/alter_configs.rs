@@ -1,5 +1,5 @@
-//! AlterConfigs and IncrementalAlterConfigs, for topics. On the answer the settings are durable and in force. The broker
-//! itself is configured in its file, and says so.
+//! AlterConfigs and IncrementalAlterConfigs, for topics. On the answer the settings are durable and in force. The
+//! broker itself is configured in its file, and says so.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -16,8 +16,8 @@ use crate::server::Services;
 /// First version that names the client's software.
 const SOFTWARE_SINCE: i16 = 3;
 
-/// Answers the version table. No feature is finalized: a finalized `transaction.version` or `group.version` makes clients
-/// switch to protocols that are not here.
+/// Answers the version table. No feature is finalized: a finalized `transaction.version` or `group.version` makes
+/// clients switch to protocols that are not here.
 pub async fn api_versions(
     _services: &Arc<Services>,
     context: &RequestContext,
@@ -34,8 +34,8 @@ pub async fn api_versions(
     table(None)
 }
 
-/// The answer to an ApiVersions request of a version we do not know (KIP-511): version 0 with an error and the table, from
-/// which the client picks a version that we do. Nothing where the version is known.
+/// The answer to an ApiVersions request of a version we do not know (KIP-511): version 0 with an error and the table,
+/// from which the client picks a version that we do. Nothing where the version is known.
 pub(crate) fn unknown_version(head: Head) -> Result<Option<Response>, EncodeError> {
     let known = versions::find(head.api_key).is_some_and(|api| api.serves(head.api_version));
     if known {

@@ -9,8 +9,9 @@ use kafka_protocol::messages::{BrokerId, DescribeClusterRequest, DescribeCluster
 use super::{RequestContext, code, text};
 use crate::server::Services;
 
-/// ACL operations (Kafka's `AclOperation` codes) that apply to a topic, as a bit field: READ 3, WRITE 4, CREATE 5, DELETE
-/// 6, ALTER 7, DESCRIBE 8, DESCRIBE_CONFIGS 10, ALTER_CONFIGS 11. Without an authorizer everyone may do all of them.
+/// ACL operations (Kafka's `AclOperation` codes) that apply to a topic, as a bit field: READ 3, WRITE 4, CREATE 5,
+/// DELETE 6, ALTER 7, DESCRIBE 8, DESCRIBE_CONFIGS 10, ALTER_CONFIGS 11. Without an authorizer everyone may do all of
+/// them.
 pub(super) const TOPIC_OPERATIONS: i32 = bits(&[3, 4, 5, 6, 7, 8, 10, 11]);
 /// The same for the cluster: CREATE 5, ALTER 7, DESCRIBE 8, CLUSTER_ACTION 9, DESCRIBE_CONFIGS 10, ALTER_CONFIGS 11,
 /// IDEMPOTENT_WRITE 12.

@@ -1,4 +1,5 @@
-//! DeleteRecords: raises where partitions start. On the answer the new start is durable, and every later request sees it.
+//! DeleteRecords: raises where partitions start. On the answer the new start is durable, and every later request sees
+//! it.
 //!
 //! Nothing is deleted here. Readers cut at the log start; what lies wholly below it goes later: local segments with the
 //! next maintenance, archived files through the janitor.

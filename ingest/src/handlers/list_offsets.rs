@@ -130,8 +130,8 @@ fn answer(
     }
 }
 
-/// Partitions that the request names more than once, as (place of the topic in the request, partition): which of the two
-/// answers is meant would be a guess.
+/// Partitions that the request names more than once, as (place of the topic in the request, partition): which of the
+/// two answers is meant would be a guess.
 fn asked_twice(topics: &[ListOffsetsTopic]) -> HashSet<(usize, i32)> {
     let mut seen = HashSet::new();
     let mut twice = HashSet::new();

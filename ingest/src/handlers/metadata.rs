@@ -118,8 +118,8 @@ fn ready_row(name: &TopicName, id: TopicId, partitions: usize, node_id: i32) -> 
         .with_partitions(partitions.collect())
 }
 
-/// Echoes what was asked for. Only a request by id may be answered with a null name, and only versions that have ids can
-/// make one; a null name in an older version becomes empty, because it cannot be encoded.
+/// Echoes what was asked for. Only a request by id may be answered with a null name, and only versions that have ids
+/// can make one; a null name in an older version becomes empty, because it cannot be encoded.
 fn error_row(asked: MetadataRequestTopic, error: ResponseError) -> MetadataResponseTopic {
     let by_id = asked.name.is_none() && asked.topic_id != Uuid::nil();
     let name = if by_id { None } else { Some(asked.name.unwrap_or(WireName(StrBytes::new()))) };

@@ -1,8 +1,8 @@
 //! Requests to answers: one file per family, and the table that leads a request to its handler.
 //!
-//! A handler is `async fn(&Arc<Services>, &RequestContext, Request) -> Response`; the few that need more of the listener
-//! take it as a further argument. Blocking work runs on the blocking pool. A handler does not panic on input, and where it
-//! does after all, its connection is closed and nothing else happens.
+//! A handler is `async fn(&Arc<Services>, &RequestContext, Request) -> Response`; the few that need more of the
+//! listener take it as a further argument. Blocking work runs on the blocking pool. A handler does not panic on input,
+//! and where it does after all, its connection is closed and nothing else happens.
 
 pub mod alter_configs;
 pub mod api_versions;

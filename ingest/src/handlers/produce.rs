@@ -1,10 +1,11 @@
-//! Produce: each batch to its partition, offsets assigned in request order, the ack when the group commit has it on disk.
+//! Produce: each batch to its partition, offsets assigned in request order, the ack when the group commit has it on
+//! disk.
 //!
-//! Two steps. [`produce`] appends: when it returns, the offsets of this request are decided, and the next request of the
-//! connection may begin. [`Produced::settle`] waits for the commit. So an ack with acks=1 or all means: on disk, under the
-//! default flush policy.
-//! The record bytes are slices of the request frame, copied once, into the log. They are not decoded, unless the topic is
-//! compacted, limits the age of records or has a codec of its own; then off the runtime, like the append itself.
+//! Two steps. [`produce`] appends: when it returns, the offsets of this request are decided, and the next request of
+//! the connection may begin. [`Produced::settle`] waits for the commit. So an ack with acks=1 or all means: on disk,
+//! under the default flush policy.
+//! The record bytes are slices of the request frame, copied once, into the log. They are not decoded, unless the topic
+//! is compacted, limits the age of records or has a codec of its own; then off the runtime, like the append itself.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Transactions, as producers and administrators ask for them. The rules are in [`crate::coordinator::transactions`]; here
-//! messages are taken apart and put together, and errors named as the version of the request knows them.
+//! Transactions, as producers and administrators ask for them. The rules are in [`crate::coordinator::transactions`];
+//! here messages are taken apart and put together, and errors named as the version of the request knows them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -208,8 +208,8 @@ fn described(id: TransactionalId, found: Option<Transaction>) -> DescribedTransa
 /// Memory that the regular expression of a request may take once it is compiled.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
-/// ListTransactions, filtered by state, producer, from version 1 on how long it has been under way, and from version 2 on
-/// a regular expression that the whole id has to match (KIP-1152).
+/// ListTransactions, filtered by state, producer, from version 1 on how long it has been under way, and from version 2
+/// on a regular expression that the whole id has to match (KIP-1152).
 pub async fn list_transactions(
     services: &Arc<Services>,
     _context: &RequestContext,

@@ -1,5 +1,5 @@
-//! The writing end of a partition. What can be done without the lock (validation, CRC, the copy, another codec, the time
-//! stamp) is done before it is taken; under it a batch gets its offset and goes to the file with one write.
+//! The writing end of a partition. What can be done without the lock (validation, CRC, the copy, another codec, the
+//! time stamp) is done before it is taken; under it a batch gets its offset and goes to the file with one write.
 
 use std::io;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub struct Appended {
 }
 
 /// Whether a transactional batch is one of a transaction that its coordinator has open, and that includes the
-/// partition. Asked while the partition takes nothing else, markers included: so a batch that is admitted lies before the
-/// marker that ends its transaction, and none opens a transaction that no coordinator would end.
+/// partition. Asked while the partition takes nothing else, markers included: so a batch that is admitted lies before
+/// the marker that ends its transaction, and none opens a transaction that no coordinator would end.
 pub type Admission<'a> = &'a dyn Fn(&BatchHeader) -> Result<(), TransactionRefusal>;
 
 /// Where a batch comes from, which decides what is asked of it.
@@ -220,12 +220,12 @@ impl Partition {
         })
     }
 
-    /// Ends the transaction of a producer here, if one is open: appends its marker. Returns the offset through which the
-    /// log must be committed before the end counts. Nothing is appended where it has ended already, so that this may be
-    /// done again. Blocking.
+    /// Ends the transaction of a producer here, if one is open: appends its marker. Returns the offset through which
+    /// the log must be committed before the end counts. Nothing is appended where it has ended already, so that this
+    /// may be done again. Blocking.
     ///
-    /// A disk that is short of space takes markers: what they end holds segments back that the archive could free. Where
-    /// the topic is synced rarely, this syncs, for a coordinator forgets a transaction whose markers are written.
+    /// A disk that is short of space takes markers: what they end holds segments back that the archive could free.
+    /// Where the topic is synced rarely, this syncs, for a coordinator forgets a transaction whose markers are written.
     pub fn end_transaction(
         &self,
         producer_id: i64,
@@ -360,12 +360,12 @@ impl Partition {
         Ok(())
     }
 
-    /// Starts the log over at `offset` if it ends below: the archive holds everything up to there, and an offset that it
-    /// has used must not be given out again. At start only, before anybody reads or appends: what is local goes.
+    /// Starts the log over at `offset` if it ends below: the archive holds everything up to there, and an offset that
+    /// it has used must not be given out again. At start only, before anybody reads or appends: what is local goes.
     /// Idempotent producers are forgotten, for what they sent last is not known here. Blocking.
     ///
-    /// Died in between: the folder holds the oldest segments less some, or none, or the new one alone; the first two end
-    /// below `offset` too.
+    /// Died in between: the folder holds the oldest segments less some, or none, or the new one alone; the first two
+    /// end below `offset` too.
     pub fn start_over_at(&self, offset: Offset) -> Result<(), LogError> {
         let mut writer = self.writer.lock();
         self.check_open()?;

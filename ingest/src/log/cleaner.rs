@@ -3,9 +3,9 @@
 //! One round takes the sealed segments of a partition that are due (`plan`), reads what is new among them and notes the
 //! newest offset of each key in a map of fixed size (`offset_map`), then walks all of them from the start, batch by
 //! batch, and writes what stays (`filter`) into new files, several small segments into one (`rewrite`). Each such group
-//! is put in the place of the old ones at once (`swap`). Where the map is full, the round covers what it has, and the next
-//! one goes on from there. The active segment is never touched, nor what is at or above the last stable offset: so of each
-//! transaction it is known whether it was committed, and what was aborted goes.
+//! is put in the place of the old ones at once (`swap`). Where the map is full, the round covers what it has, and the
+//! next one goes on from there. The active segment is never touched, nor what is at or above the last stable offset: so
+//! of each transaction it is known whether it was committed, and what was aborted goes.
 //!
 //! | file | what |
 //! |---|---|
@@ -26,8 +26,8 @@
 //!    [`DECOMPRESSED_BATCH_BYTES_MAX`], and the index entries of one segment. One partition is compacted at a time.
 //! 5. Readers wait for no I/O but a few renames, and never see a file that is not their segment's.
 //! 6. A marker goes after everything of its transaction, and only where no recovery can need it: it lies below every
-//!    producer snapshot. What is known of an aborted transaction goes with its marker, in the same swap: kept longer, it
-//!    would make readers take the producer's next transaction for aborted.
+//!    producer snapshot. What is known of an aborted transaction goes with its marker, in the same swap: kept longer,
+//!    it would make readers take the producer's next transaction for aborted.
 //!
 //! # Crash table
 //! | died here | then at the next start |

@@ -1,7 +1,7 @@
 //! A few threads that work off a list side by side, for the thread that has it.
 //!
-//! For syncs: each waits for the disk, and those that run at the same time share commits of the file system's journal and
-//! flushes of the disk's cache. Threads are started when a list is long enough for them, and stay.
+//! For syncs: each waits for the disk, and those that run at the same time share commits of the file system's journal
+//! and flushes of the disk's cache. Threads are started when a list is long enough for them, and stay.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

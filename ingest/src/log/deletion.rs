@@ -3,8 +3,8 @@
 //! ```text
 //! <file of a segment>.<random>.deleted    opened by nobody; all of them go at the next start
 //! ```
-//! A log file goes first, so that what a crash leaves behind of its segment is recognised. Where the disk is tight nothing
-//! waits.
+//! A log file goes first, so that what a crash leaves behind of its segment is recognised. Where the disk is tight
+//! nothing waits.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -24,8 +24,8 @@ const DELETED: &str = "deleted";
 /// Files of a segment.
 const EXTENSIONS: [&str; 4] = [LOG, INDEX, TIMEINDEX, ABORTED];
 
-/// Files of one partition that wait for their deletion. Each is one of a segment that was there: their number has no other
-/// limit than the disk.
+/// Files of one partition that wait for their deletion. Each is one of a segment that was there: their number has no
+/// other limit than the disk.
 #[derive(Default)]
 pub struct Deletions {
     waiting: Mutex<VecDeque<(Timestamp, PathBuf)>>,

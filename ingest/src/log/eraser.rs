@@ -2,17 +2,17 @@
 //!
 //! A file system frees what it is told to free in one transaction, and every sync of the log waits for it. With ext4,
 //! mounted with `discard` as cloud images do, deleting a file of 64 MiB took 42 to 50 ms, in which a log beside it that
-//! was synced every 2 ms waited 37 to 47; with segments of a gigabyte it would be most of a second. Cut off in pieces of
-//! 1 MiB every 10 ms the file took 0.7 s, and in 4 of 6 runs no sync took more than 3 ms, in none more than 11 (4 MiB
-//! every 20 ms: 4 to 6; 8 MiB every 50 ms: 8 to 9).
+//! was synced every 2 ms waited 37 to 47; with segments of a gigabyte it would be most of a second. Cut off in pieces
+//! of 1 MiB every 10 ms the file took 0.7 s, and in 4 of 6 runs no sync took more than 3 ms, in none more than 11 (4
+//! MiB every 20 ms: 4 to 6; 8 MiB every 50 ms: 8 to 9).
 //!
-//! So the name goes at once, and a thread cuts the file without a name shorter, from its end. It hurries where the disk is
-//! tight, and where it falls behind.
+//! So the name goes at once, and a thread cuts the file without a name shorter, from its end. It hurries where the disk
+//! is tight, and where it falls behind.
 //!
 //! # Invariants
-//! 1. Nobody reads bytes that are cut off. Whoever has a file of a segment open, its log or an index, holds a shared lock on it (`flock(2)`,
-//!    [`open_for_reading`], [`hold`]) until he closes it; the eraser begins when it gets the exclusive one. Then the file
-//!    has no name any more, so nobody comes after it.
+//! 1. Nobody reads bytes that are cut off. Whoever has a file of a segment open, its log or an index, holds a shared
+//!    lock on it (`flock(2)`, [`open_for_reading`], [`hold`]) until he closes it; the eraser begins when it gets the
+//!    exclusive one. Then the file has no name any more, so nobody comes after it.
 //! 2. A file that has another name is left alone: those bytes are not deleted.
 //! 3. Where anything fails, the file is closed, and its space goes at once when its last reader closes it too.
 //!
@@ -41,8 +41,8 @@ use crate::model::Offset;
 const PIECE_BYTES: u64 = if cfg!(test) { 64 } else { 1 << 20 };
 /// Between two pieces.
 const PAUSE: Duration = Duration::from_millis(10);
-/// From so much on that waits, there are no pauses: this is what a broker that takes in more than 100 MB/s is behind after
-/// some seconds.
+/// From so much on that waits, there are no pauses: this is what a broker that takes in more than 100 MB/s is behind
+/// after some seconds.
 const UNHURRIED_BYTES_MAX: u64 = 1 << 30;
 /// Files that wait: each is open. More are cut by whoever deletes them.
 const FILES_MAX: usize = 256;
@@ -110,8 +110,8 @@ impl Eraser {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Deletes the files of the segment at `base`; missing ones are fine. The log goes first, so that what a crash leaves
-    /// behind is recognised.
+    /// Deletes the files of the segment at `base`; missing ones are fine. The log goes first, so that what a crash
+    /// leaves behind is recognised.
     pub fn delete_segment(&self, dir: &Path, base: Offset) -> Result<(), LogError> {
         self.delete(&file_path(dir, base, LOG))?;
         delete_files(dir, base)

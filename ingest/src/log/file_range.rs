@@ -2,9 +2,11 @@
 //!
 //! Invariants:
 //! - A range lies below the published length of its segment, and bytes below it never change: appends go behind it, a
-//!   failed append is cut off behind it, recovery is over before anybody reads. What replaces a segment is another file.
+//!   failed append is cut off behind it, recovery is over before anybody reads. What replaces a segment is another
+//!   file.
 //! - A range holds its file open and locked. Retention, DeleteRecords, the deletion of the topic and compaction take a
-//!   file's name away, and its bytes go after the last range (see `eraser`); so an answer that is under way is finished as it was begun.
+//!   file's name away, and its bytes go after the last range (see `eraser`); so an answer that is under way is finished
+//!   as it was begun.
 //! - It begins and ends where batches do. What Produce validated is what the client gets.
 
 use std::io;
@@ -16,9 +18,9 @@ use bytes::Bytes;
 use super::segment::LogFile;
 use crate::model::Offset;
 
-/// Bytes from which on a range of a file is sent as such. Measured over loopback, from the page cache, against reading into
-/// memory and one write: 1.2 times the time at 16 KiB, as much at 64 KiB, 0.3 to 0.8 at 128 KiB, 0.4 to 0.5 at 1 MiB. What
-/// the thread for calls that may block costs is not in it.
+/// Bytes from which on a range of a file is sent as such. Measured over loopback, from the page cache, against reading
+/// into memory and one write: 1.2 times the time at 16 KiB, as much at 64 KiB, 0.3 to 0.8 at 128 KiB, 0.4 to 0.5 at 1
+/// MiB. What the thread for calls that may block costs is not in it.
 pub const SENDFILE_BYTES_MIN: usize = 128 << 10;
 
 /// Whole batches in a log file, one after the other.

@@ -4,13 +4,13 @@
 //! cache. So the former is for many files with little in each, and only under conditions:
 //!
 //! - **Nobody else has much to write**, for `syncfs` waits for what anybody wrote: in all, no more is dirty than
-//!   [`DIRTY_BYTES_PER_FILE_MAX`] for each file of the group, and [`INDEX_BYTES_PER_PARTITION`] for each partition of the
-//!   broker, whose indexes are not synced with their logs.
+//!   [`DIRTY_BYTES_PER_FILE_MAX`] for each file of the group, and [`INDEX_BYTES_PER_PARTITION`] for each partition of
+//!   the broker, whose indexes are not synced with their logs.
 //! - **It promises as much as `fdatasync`**: on file systems that are known for it ([`is_known`]), and on a Linux that
-//!   reports every failure by it (5.17; from 5.8 on it reports those of data, not those of the journal). On other systems
-//!   there is no such call.
-//! - **It never failed.** A failure does not say whose bytes were lost, and is reported once. Files know of their own: so
-//!   the group that met it is synced file by file, and so is every later one.
+//!   reports every failure by it (5.17; from 5.8 on it reports those of data, not those of the journal). On other
+//!   systems there is no such call.
+//! - **It never failed.** A failure does not say whose bytes were lost, and is reported once. Files know of their own:
+//!   so the group that met it is synced file by file, and so is every later one.
 //!
 //! | died here | then |
 //! |---|---|

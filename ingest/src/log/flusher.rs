@@ -1,6 +1,6 @@
 //! Group commit: one thread for the whole broker. It takes the set of partitions that were written to since it looked
-//! last, has each one's file synced once, and its high watermark published; every ack that waited for those bytes leaves.
-//! While it syncs, the next set gathers: the slower the disk, the larger the group.
+//! last, has each one's file synced once, and its high watermark published; every ack that waited for those bytes
+//! leaves. While it syncs, the next set gathers: the slower the disk, the larger the group.
 //!
 //! Files of a group are synced side by side ([`Crew`]), each by `fdatasync`; those of a large group all at once by one
 //! `syncfs`, where that is as safe and nobody else's bytes make it slow ([`FileSystem`]; `benches/flush.rs`).
@@ -34,7 +34,8 @@ pub struct FlushQueue {
 #[derive(Default)]
 struct Waiting {
     now: Vec<Arc<Partition>>,
-    /// Partitions whose topic asks for a sync within `flush.ms`. One that was synced meanwhile stays until its time comes.
+    /// Partitions whose topic asks for a sync within `flush.ms`. One that was synced meanwhile stays until its time
+    /// comes.
     later: Vec<(Instant, Arc<Partition>)>,
     stopping: bool,
 }

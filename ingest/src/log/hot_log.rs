@@ -207,8 +207,8 @@ impl HotLog {
         self.env.disk.tight().await;
     }
 
-    /// While free space is tight, deletes what waits to be deleted, and drops local copies of archived segments early, the
-    /// oldest first. Blocking.
+    /// While free space is tight, deletes what waits to be deleted, and drops local copies of archived segments early,
+    /// the oldest first. Blocking.
     pub fn make_room(&self) {
         let mut missing = self.env.disk.shortage_bytes();
         if missing == 0 {

@@ -7,9 +7,9 @@
 //! An entry is written for the batch that comes after every `index.interval.bytes` of log, and one more timeindex entry
 //! when the segment is sealed. An entry is a promise about a place, not about completeness: fewer entries make a lookup
 //! slower, not wrong. A lookup is a binary search with positioned reads in the page cache, the last of them of a whole
-//! page. In memory are only the newest entries of the active segment, [`Entry::UNWRITTEN_MAX`] at most, which are written
-//! together: a write each would be most of the system calls of an append, and each would leave a page for a sync of the
-//! whole file system. A crash loses them; the indexes of the last segment are made anew then.
+//! page. In memory are only the newest entries of the active segment, [`Entry::UNWRITTEN_MAX`] at most, which are
+//! written together: a write each would be most of the system calls of an append, and each would leave a page for a
+//! sync of the whole file system. A crash loses them; the indexes of the last segment are made anew then.
 
 use std::fs::{File, OpenOptions};
 use std::io;

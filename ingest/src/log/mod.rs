@@ -33,17 +33,18 @@
 //!
 //! # Invariants
 //! 1. Offsets are dense as they are appended: a batch starts where the one before it ended, within and across segments,
-//!    and holds a record for each of its offsets. Compaction takes records out of sealed segments and leaves holes: within
-//!    a batch, between batches, and at the end of a segment other than the last compacted one. What a segment spans stays:
-//!    each ends where the next one starts.
+//!    and holds a record for each of its offsets. Compaction takes records out of sealed segments and leaves holes:
+//!    within a batch, between batches, and at the end of a segment other than the last compacted one. What a segment
+//!    spans stays: each ends where the next one starts.
 //! 2. A sealed segment, its indexes and its directory entry are on disk before the next segment takes its first byte.
 //!    So only the last segment can be torn, and recovery looks at no other.
-//! 3. Under the default policy the high watermark never passes what `fdatasync`, or `syncfs` for many files, has confirmed,
-//!    and acks and readers never pass the high watermark. (`flush.messages` above 1 gives that up for its topic.)
+//! 3. Under the default policy the high watermark never passes what `fdatasync`, or `syncfs` for many files, has
+//!    confirmed, and acks and readers never pass the high watermark. (`flush.messages` above 1 gives that up for its
+//!    topic.)
 //! 4. A published length never covers bytes that are not written. Readers use positions below it only.
 //! 5. After a failed `fdatasync` the kernel may have dropped the pages: it is never tried again. The partition goes
-//!    offline, and what the disk really holds is found at the next start. A failed `syncfs` is followed by an `fdatasync`
-//!    of each file, which says whose bytes are lost.
+//!    offline, and what the disk really holds is found at the next start. A failed `syncfs` is followed by an
+//!    `fdatasync` of each file, which says whose bytes are lost.
 //! 6. A producer's sequence state changes only after its batch was written.
 //! 7. A transactional batch is taken only while its coordinator has the transaction open, and before the marker that
 //!    ends it. The last stable offset never passes an open transaction, nor one whose marker is not durable.

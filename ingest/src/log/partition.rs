@@ -1,9 +1,9 @@
 //! One partition of the hot log, as the rest of the broker sees it.
 //!
 //! Locks, in the order in which they are taken: `writer` (appends, rolls, seals, closing), `syncing` (one sync and what
-//! follows from it), `cleaning` (one round of compaction; closing sets its flag, for which the round looks, and waits for
-//! it), `changing_files` (sealed segments go or are replaced), `segments` (the list; never held during I/O). Offsets that
-//! others read are atomics.
+//! follows from it), `cleaning` (one round of compaction; closing sets its flag, for which the round looks, and waits
+//! for it), `changing_files` (sealed segments go or are replaced), `segments` (the list; never held during I/O).
+//! Offsets that others read are atomics.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -243,8 +243,8 @@ impl Partition {
         self.roll(&mut writer)
     }
 
-    /// Drops local sealed segments up to `through` that nobody needs any more: archived, or below the log start. Returns
-    /// bytes freed. Blocking.
+    /// Drops local sealed segments up to `through` that nobody needs any more: archived, or below the log start.
+    /// Returns bytes freed. Blocking.
     pub fn trim_local(&self, through: Offset) -> Result<u64, LogError> {
         let needless = self.archived_through().max(self.log_start_offset());
         self.drop_through(through.min(needless).min(self.high_watermark()), None)
@@ -288,9 +288,9 @@ impl Partition {
     }
 
     /// Takes the segments that end at or below `through` out of view, then deletes their files, now or when they are
-    /// `due`; returns bytes freed. The active one stays. Which ones those are is found out here: the list may have changed
-    /// since the caller looked. What cannot be deleted is tried again by the next call, before anything newer: a segment
-    /// that is left below a gap would keep the partition from opening.
+    /// `due`; returns bytes freed. The active one stays. Which ones those are is found out here: the list may have
+    /// changed since the caller looked. What cannot be deleted is tried again by the next call, before anything newer:
+    /// a segment that is left below a gap would keep the partition from opening.
     pub(super) fn drop_through(&self, through: Offset, due: Option<Timestamp>) -> Result<u64, LogError> {
         let mut leaving = self.changing_files.lock();
         {
@@ -340,8 +340,8 @@ impl Partition {
         self.queued_later.store(false, Ordering::Release);
     }
 
-    /// What a sync from now on makes durable: the active segment's part of what lies below the offset. What lies in older
-    /// files was synced when they were sealed. What is appended later asks for another flush.
+    /// What a sync from now on makes durable: the active segment's part of what lies below the offset. What lies in
+    /// older files was synced when they were sealed. What is appended later asks for another flush.
     pub(super) fn begin_flush(&self) -> (SegmentFiles, Offset) {
         self.queued.store(false, Ordering::Release);
         let mut writer = self.writer.lock();

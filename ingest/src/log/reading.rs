@@ -1,9 +1,9 @@
 //! Reading local segments: sparse index, a short walk over headers, then whole batches with one positioned read per
 //! chunk. What is only to be sent is not read where it is large: the index says where it ends, but for a short walk.
 //!
-//! A compacted segment has holes between its batches, and may end in one: a position in a hole is that of the first batch
-//! after it. A segment may be replaced by its compacted form at any time; who has its log open reads on, and who comes to
-//! open a file of it starts over with what is there now.
+//! A compacted segment has holes between its batches, and may end in one: a position in a hole is that of the first
+//! batch after it. A segment may be replaced by its compacted form at any time; who has its log open reads on, and who
+//! comes to open a file of it starts over with what is there now.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -52,8 +52,8 @@ impl Partition {
         Ok(SendRun { chunks, aborted })
     }
 
-    /// Chunks as `take` makes them of their places and those before, and the aborted transactions they lie in. Both are of
-    /// one state of the log.
+    /// Chunks as `take` makes them of their places and those before, and the aborted transactions they lie in. Both are
+    /// of one state of the log.
     fn read_chunks<C>(
         &self,
         range: &ReadRange,
@@ -87,9 +87,9 @@ impl Partition {
         Ok(read)
     }
 
-    /// Aborted transactions that lie in `from..until`, in part or wholly, as far as the local copy knows; by their first
-    /// offset. `BelowLocalStart` where it starts above `from`, also if it does so since just now: then the list may lack
-    /// some. Blocking.
+    /// Aborted transactions that lie in `from..until`, in part or wholly, as far as the local copy knows; by their
+    /// first offset. `BelowLocalStart` where it starts above `from`, also if it does so since just now: then the list
+    /// may lack some. Blocking.
     pub fn aborted(&self, from: Offset, until: Offset) -> Result<Vec<AbortedTransaction>, ReadError> {
         let aborted = self.read_current(|| self.aborted_local(from, until)).map_err(|source| self.hot(source))?;
         self.check_local(from)?;
@@ -298,8 +298,8 @@ impl<'a> Window<'a> {
         self.first.position + len as u64 == self.size_bytes
     }
 
-    /// Where the batches end, and the offset after them; that of the next batch where one does not fit any more, which is
-    /// beyond a hole where there is one. The index leads to the last batches; those are walked over.
+    /// Where the batches end, and the offset after them; that of the next batch where one does not fit any more, which
+    /// is beyond a hole where there is one. The index leads to the last batches; those are walked over.
     fn measure(&self) -> Result<(usize, Offset), LogError> {
         let limit = self.first.position + self.len as u64;
         let indexed = self.segment.last_indexed(self.log, self.until, limit)?;

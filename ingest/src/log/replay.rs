@@ -1,8 +1,9 @@
 //! What a partition remembers of its producers, after a start: from the newest producer snapshot and the batches after
 //! it. The same walk finds which transactions were aborted since, and puts the indexes of those right.
 //!
-//! In a compacted segment batches may be missing; the last one of each producer is there, be it without records, and so is
-//! the marker of each transaction of which anything is left (`cleaner/filter.rs`). So what is found is as true as before.
+//! In a compacted segment batches may be missing; the last one of each producer is there, be it without records, and so
+//! is the marker of each transaction of which anything is left (`cleaner/filter.rs`). So what is found is as true as
+//! before.
 //!
 //! What an index has below the snapshot was durable before the snapshot was. Only where the file is damaged the whole
 //! local log is walked for what is missing; of a transaction that began before it, the part that is local then counts.

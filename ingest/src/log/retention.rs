@@ -25,8 +25,8 @@ pub struct Horizon {
     pub archived_through: Offset,
 }
 
-/// Through which offset (exclusive) the `sealed` segments, oldest first, may go now. `local_bytes` is the size of the local
-/// log, active segment included.
+/// Through which offset (exclusive) the `sealed` segments, oldest first, may go now. `local_bytes` is the size of the
+/// local log, active segment included.
 pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &TopicConfig) -> Offset {
     let (age_max_ms, bytes_max) = if config.remote_storage_enable {
         (config.local_retention_ms, config.local_retention_bytes)
@@ -55,8 +55,8 @@ pub fn droppable(sealed: &[Held], local_bytes: u64, horizon: Horizon, config: &T
     through
 }
 
-/// How many of each partition's archived segments should go before local retention says so, to free `missing` bytes: the
-/// oldest of all first, but within a partition only from its oldest end.
+/// How many of each partition's archived segments should go before local retention says so, to free `missing` bytes:
+/// the oldest of all first, but within a partition only from its oldest end.
 pub fn early(archived: &[Vec<Held>], missing: u64) -> Vec<usize> {
     let mut counts = vec![0; archived.len()];
     let next = |partition: usize, count: usize| {

@@ -7,8 +7,8 @@ use super::segment::LogFile;
 use crate::model::Offset;
 use crate::record::{BATCH_HEADER_LEN, BatchError, BatchHeader, verify_crc};
 
-/// Read at once when only headers are wanted: little at first, as most walks end within what the index leaves to them, and
-/// twice as much each time that it did not do.
+/// Read at once when only headers are wanted: little at first, as most walks end within what the index leaves to them,
+/// and twice as much each time that it did not do.
 const HEADER_WINDOWS: RangeInclusive<usize> = 1 << 10..=16 << 10;
 /// Read at once when all bytes are wanted; grows for a batch that is larger.
 const BATCH_WINDOW: usize = 1 << 20;

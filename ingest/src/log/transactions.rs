@@ -8,8 +8,8 @@
 //! ```
 //! The last stable offset is that after the transaction ended: no transaction that ends later begins below it, so a
 //! reader of a range looks no further than the first entry that has it beyond the range's end. The content is that of
-//! Kafka's `.txnindex`, with a CRC: a lost or changed entry would show what was aborted. Hence another name. The file is
-//! made when the first transaction is aborted; most partitions never have one.
+//! Kafka's `.txnindex`, with a CRC: a lost or changed entry would show what was aborted. Hence another name. The file
+//! is made when the first transaction is aborted; most partitions never have one.
 //!
 //! Invariants:
 //! - An entry is in the file before readers may pass its marker. Where it cannot be written the partition goes offline.

@@ -1,6 +1,7 @@
 //! Bytes to requests: the header by hand, the body by `kafka-protocol` once the guard has walked it.
 //!
-//! Decoded strings and record bytes are slices of the frame and keep all of it alive: what outlives the request is copied.
+//! Decoded strings and record bytes are slices of the frame and keep all of it alive: what outlives the request is
+//! copied.
 
 use bytes::Bytes;
 use kafka_protocol::messages::ApiKey;

@@ -1,8 +1,8 @@
-//! Responses to bytes: frame length, response header, body; as a row of chunks that a vectored write sends uncopied, and
-//! ranges of files between them.
+//! Responses to bytes: frame length, response header, body; as a row of chunks that a vectored write sends uncopied,
+//! and ranges of files between them.
 //!
-//! The header has a tag section (v1) where the response is flexible; ApiVersions alone always has v0, so that a client can
-//! read the answer to a version it guessed too high (KIP-511).
+//! The header has a tag section (v1) where the response is flexible; ApiVersions alone always has v0, so that a client
+//! can read the answer to a version it guessed too high (KIP-511).
 
 use std::collections::VecDeque;
 use std::io::IoSlice;

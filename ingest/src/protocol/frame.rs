@@ -2,11 +2,11 @@
 //!
 //! Invariants:
 //! - The buffer grows with the bytes that have arrived (it doubles), never to the length a client claims.
-//! - Only Produce may be as large as `kafka.request_max_bytes`; any other key is held to `control_request_max_bytes`, and is
-//!   known before more than the first eight bytes are read.
-//! - The frames held by all connections together stay within `kafka.request_memory_max`. A frame reserves its whole length
-//!   before its body is read: were room taken step by step, half-read frames could wait for each other for ever. Requests
-//!   other than Produce have a part of it to themselves, and a frame that has room must come in time.
+//! - Only Produce may be as large as `kafka.request_max_bytes`; any other key is held to `control_request_max_bytes`,
+//!   and is known before more than the first eight bytes are read.
+//! - The frames held by all connections together stay within `kafka.request_memory_max`. A frame reserves its whole
+//!   length before its body is read: were room taken step by step, half-read frames could wait for each other for ever.
+//!   Requests other than Produce have a part of it to themselves, and a frame that has room must come in time.
 //! - Waiting for a frame may be given up and begun again at any moment without losing a byte.
 
 use std::sync::Arc;
@@ -23,10 +23,11 @@ use super::decode::{self, HEADER_FIXED_LEN};
 const LENGTH_LEN: usize = 4;
 /// First step of a read, and what an idle connection costs.
 const READ_STEP_MIN: usize = 8 << 10;
-/// Longest a frame may stay without a further byte once it has begun; after it the room it reserved is needed elsewhere.
+/// Longest a frame may stay without a further byte once it has begun; after it the room it reserved is needed
+/// elsewhere.
 const STALL_MAX: Duration = Duration::from_secs(30);
-/// So many bytes a second, and [`STALL_MAX`] beside, must arrive of a frame that has room: a few clients that send a byte
-/// now and then would hold the room of all.
+/// So many bytes a second, and [`STALL_MAX`] beside, must arrive of a frame that has room: a few clients that send a
+/// byte now and then would hold the room of all.
 const BYTES_PER_SECOND_MIN: usize = 1 << 20;
 /// The part of the memory that is for requests other than Produce.
 const CONTROL_SHARE: usize = 8;

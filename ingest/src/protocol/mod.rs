@@ -1,8 +1,8 @@
-//! The Kafka wire: frames, the table of versions this broker speaks, and the two ways across: bytes to requests (behind a
-//! guard, because the decoders trust lengths they read) and responses to bytes (records are never copied).
+//! The Kafka wire: frames, the table of versions this broker speaks, and the two ways across: bytes to requests (behind
+//! a guard, because the decoders trust lengths they read) and responses to bytes (records are never copied).
 //!
-//! Stations of a request: [`frame`] cuts it from the stream, [`decode`] reads its header, [`versions`] says whether it is
-//! served, [`guard`] walks its body, and only then the body is decoded.
+//! Stations of a request: [`frame`] cuts it from the stream, [`decode`] reads its header, [`versions`] says whether it
+//! is served, [`guard`] walks its body, and only then the body is decoded.
 //!
 //! Invariants:
 //! - Nothing is allocated because a length on the wire says so; only bytes that have arrived are paid for.

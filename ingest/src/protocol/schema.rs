@@ -1,8 +1,8 @@
 //! The shape of every request body this broker takes, after Kafka's message definitions
 //! (`clients/src/main/resources/common/message/*Request.json`): what the [`guard`](super::guard) walks by.
 //!
-//! Only what decides lengths is kept: widths, not meanings. Nullability is left to the decoder, which refuses a null it does
-//! not expect without allocating.
+//! Only what decides lengths is kept: widths, not meanings. Nullability is left to the decoder, which refuses a null it
+//! does not expect without allocating.
 
 use kafka_protocol::messages::ApiKey;
 

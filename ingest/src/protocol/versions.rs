@@ -4,11 +4,11 @@
 //! (OffsetCommit 10, OffsetFetch 10, InitProducerId 6) and versions that promise state this broker does not keep
 //! (Produce 12: transactions of the second protocol; Produce 13: topic ids; Fetch 18: followers).
 //!
-//! Ranges start low on purpose. librdkafka up to 2.11.0 gates features on single low versions (JoinGroup 0, InitProducerId
-//! 0, FindCoordinator 0, ...), and switches gzip, snappy and lz4 off where Produce 0 is missing, so that 0 is advertised
-//! but, as in Kafka 4 (KAFKA-18659), not served. It uses AddPartitionsToTxn and AddOffsetsToTxn in version 0 only.
-//! AddPartitionsToTxn 4 is for brokers among each other; EndTxn 5 and TxnOffsetCommit 5 belong to the second transaction
-//! protocol.
+//! Ranges start low on purpose. librdkafka up to 2.11.0 gates features on single low versions (JoinGroup 0,
+//! InitProducerId 0, FindCoordinator 0, ...), and switches gzip, snappy and lz4 off where Produce 0 is missing, so that
+//! 0 is advertised but, as in Kafka 4 (KAFKA-18659), not served. It uses AddPartitionsToTxn and AddOffsetsToTxn in
+//! version 0 only. AddPartitionsToTxn 4 is for brokers among each other; EndTxn 5 and TxnOffsetCommit 5 belong to the
+//! second transaction protocol.
 
 use kafka_protocol::messages::ApiKey;
 

@@ -4,8 +4,8 @@ use super::batch::{BATCH_HEADER_LEN, BatchError, BatchHeader, Compression};
 use super::codec::compress;
 use super::validate::{BatchRefusal, with_plain_records};
 
-/// `batch` with its records encoded as `target`; None where they are already. `header` is its own. All else of the batch
-/// stays as it is, but for length and CRC. Records that do not decompress, or are not well-formed, are refused.
+/// `batch` with its records encoded as `target`; None where they are already. `header` is its own. All else of the
+/// batch stays as it is, but for length and CRC. Records that do not decompress, or are not well-formed, are refused.
 pub fn recompress(batch: &[u8], header: &BatchHeader, target: Compression) -> Result<Option<Vec<u8>>, BatchRefusal> {
     let Ok(source) = header.compression() else {
         return Err(BatchRefusal::UnsupportedCompression(header.attributes & 0b111));

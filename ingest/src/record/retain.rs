@@ -3,8 +3,8 @@
 //! What stays is byte for byte what it was, but for two fields. Base offset, last offset delta, producer, epoch and
 //! sequence of the header stay too, so that offsets never change, readers go on behind the last offset the batch ever
 //! had, and the producer's sequence is known from the header as before. Count, largest timestamp, length and CRC follow
-//! what is left. A batch that is given a delete horizon has its base timestamp replaced by it, and the timestamp delta of
-//! each record counted anew (KIP-534).
+//! what is left. A batch that is given a delete horizon has its base timestamp replaced by it, and the timestamp delta
+//! of each record counted anew (KIP-534).
 
 use bytes::Bytes;
 

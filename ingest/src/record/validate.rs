@@ -179,8 +179,8 @@ fn check_records(
     Ok(())
 }
 
-/// Decompresses a body under the cap, walks its records with `look`, and gives all of it to `then`. Waits where too many
-/// are at it.
+/// Decompresses a body under the cap, walks its records with `look`, and gives all of it to `then`. Waits where too
+/// many are at it.
 pub(super) fn with_plain_records<T>(
     header: &BatchHeader,
     codec: Compression,

@@ -1,11 +1,11 @@
 //! One connection: a task that reads requests and a task that writes responses, joined by a queue in request order.
 //!
-//! A request is handled where it is read, so that its effect (an append's offsets, above all) is decided before the next
-//! request is looked at; what remains to be waited for, the fsync of a Produce, goes to the writer as a future. So appends
-//! of pipelined requests share a group commit while their acks leave in order.
-//! A Fetch starts only when all earlier responses are on the wire: a client that does not read its socket then holds the
-//! records of one response, not of `max_in_flight_per_connection` many. A Fetch or JoinGroup that waits holds up its own
-//! connection, as in Kafka.
+//! A request is handled where it is read, so that its effect (an append's offsets, above all) is decided before the
+//! next request is looked at; what remains to be waited for, the fsync of a Produce, goes to the writer as a future. So
+//! appends of pipelined requests share a group commit while their acks leave in order.
+//! A Fetch starts only when all earlier responses are on the wire: a client that does not read its socket then holds
+//! the records of one response, not of `max_in_flight_per_connection` many. A Fetch or JoinGroup that waits holds up
+//! its own connection, as in Kafka.
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -116,8 +116,8 @@ impl Reading {
         Ok(())
     }
 
-    /// The next request and its place among those in flight; nothing where the connection ends in peace: the client left,
-    /// it was idle too long, its socket cannot be written, or the broker shuts down.
+    /// The next request and its place among those in flight; nothing where the connection ends in peace: the client
+    /// left, it was idle too long, its socket cannot be written, or the broker shuts down.
     async fn next_frame(&mut self) -> Result<Option<(Frame, OwnedSemaphorePermit)>, FrameError> {
         let idle_max = self.shared.services.kafka.connections_max_idle.as_duration();
         let Ok(permit) = self.in_flight.clone().acquire_owned().await else { return Ok(None) };

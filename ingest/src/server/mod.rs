@@ -1,11 +1,13 @@
 //! The Kafka listener: accepts connections up to a limit, gives each its own task, and drains them on shutdown.
 //!
 //! Invariants:
-//! - A connection fails alone: refused input, a panic in a handler and a broken socket end that connection and no other.
-//! - Responses leave in request order; a request's effect is decided before the next one of its connection is looked at.
+//! - A connection fails alone: refused input, a panic in a handler and a broken socket end that connection and no
+//!   other.
+//! - Responses leave in request order; a request's effect is decided before the next one of its connection is looked
+//!   at.
 //! - Memory is bounded: request frames by `kafka.request_memory_max`, record bytes of Fetch responses by
-//!   [`RESPONSE_MEMORY_MAX_BYTES`], everything else by `kafka.max_connections` times what one connection may hold. Records
-//!   that are sent from their files take none, but a place among [`RESPONSE_FILES_MAX`] open files.
+//!   [`RESPONSE_MEMORY_MAX_BYTES`], everything else by `kafka.max_connections` times what one connection may hold.
+//!   Records that are sent from their files take none, but a place among [`RESPONSE_FILES_MAX`] open files.
 
 mod connection;
 mod send;
@@ -32,8 +34,8 @@ use crate::topics::Topics;
 
 /// Record bytes that Fetch responses of all connections may hold between reading them and writing them to the socket.
 pub const RESPONSE_MEMORY_MAX_BYTES: usize = 256 << 20;
-/// Log files that Fetch responses of all connections may hold open, so that clients that do not read leave descriptors to
-/// partitions and connections. Beyond it records are copied.
+/// Log files that Fetch responses of all connections may hold open, so that clients that do not read leave descriptors
+/// to partitions and connections. Beyond it records are copied.
 pub const RESPONSE_FILES_MAX: usize = 1024;
 /// Pause after a failed accept (out of file descriptors, mostly), so that the failure is not repeated in a tight loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -66,8 +68,8 @@ pub(crate) struct Shared {
 /// Accepts connections until `shutdown` is cancelled; then stops reading, lets requests under way finish within
 /// broker.shutdown_timeout, closes.
 ///
-/// Waits for other clients (JoinGroup, SyncGroup) and for data (Fetch) end at once: the first two with a closed connection,
-/// Fetch with an answer of what there is.
+/// Waits for other clients (JoinGroup, SyncGroup) and for data (Fetch) end at once: the first two with a closed
+/// connection, Fetch with an answer of what there is.
 pub async fn serve(listener: TcpListener, services: Arc<Services>, shutdown: CancellationToken) -> std::io::Result<()> {
     let shared = Arc::new(Shared {
         frame_memory: FrameMemory::new(services.kafka.request_memory_max.as_usize()),

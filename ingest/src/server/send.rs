@@ -1,9 +1,10 @@
 //! A response to its socket: bytes by vectored writes, ranges of log files by `sendfile(2)`.
 //!
-//! `sendfile` waits for the disk where its bytes are not in the page cache, and nothing says beforehand whether they are:
-//! a slow client gets to the end of its range long after it was looked up. So from the first range on a response is sent
-//! on the blocking pool, and a cold disk holds up nobody but the client it reads for. The socket itself does not block:
-//! where it takes no more, the thread goes back to the pool, and the task waits here until the client has read.
+//! `sendfile` waits for the disk where its bytes are not in the page cache, and nothing says beforehand whether they
+//! are: a slow client gets to the end of its range long after it was looked up. So from the first range on a response
+//! is sent on the blocking pool, and a cold disk holds up nobody but the client it reads for. The socket itself does
+//! not block: where it takes no more, the thread goes back to the pool, and the task waits here until the client has
+//! read.
 //!
 //! A client that goes away in the middle of a range costs nothing but its connection. A range that cannot be read does
 //! the same: its length is on the wire already, and a closed connection is the only way left to say that it will not be

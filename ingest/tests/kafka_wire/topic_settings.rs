@@ -1,4 +1,5 @@
-//! What a topic's settings do to produced records: compaction, codecs, timestamps, and how they are described and changed.
+//! What a topic's settings do to produced records: compaction, codecs, timestamps, and how they are described and
+//! changed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what goes wrong here fails the test")]
 

@@ -11,11 +11,11 @@
 //! | `query_string` | the query language, with OR between words unless `default_operator` says AND, and times as in `range` |
 //!
 //! Fields are those of the index: `value`, `key`, `headers.<name>`, `json.<path>`, `offset`, `@timestamp` (or
-//! `timestamp`), `_index` (or `topic`), `partition`, `_id`. What is not listed is refused by name. Depth and number of clauses are limited,
-//! because the body comes from the network and every clause costs in every split.
+//! `timestamp`), `_index` (or `topic`), `partition`, `_id`. What is not listed is refused by name. Depth and number of
+//! clauses are limited, because the body comes from the network and every clause costs in every split.
 //!
-//! Text without any word (`---`) finds nothing, wherever it stands; inside a `query_string` its part is left out, unless
-//! nothing else is there. An empty `query_string` finds nothing either.
+//! Text without any word (`---`) finds nothing, wherever it stands; inside a `query_string` its part is left out,
+//! unless nothing else is there. An empty `query_string` finds nothing either.
 
 use std::ops::Bound;
 

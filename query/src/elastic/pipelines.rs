@@ -2,8 +2,8 @@
 //! terms read. Pure.
 //!
 //! `derivative`, `cumulative_sum`, `serial_diff`, `moving_fn` with one of the `MovingFunctions` named here, and
-//! `bucket_script` with arithmetic. A path is `_count`, `metric`, `metric.part` or `metric[part]`, of what lies beside the
-//! pipeline in the same bucket.
+//! `bucket_script` with arithmetic. A path is `_count`, `metric`, `metric.part` or `metric[part]`, of what lies beside
+//! the pipeline in the same bucket.
 
 use std::collections::BTreeMap;
 

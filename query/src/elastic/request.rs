@@ -319,8 +319,8 @@ impl Order {
     }
 }
 
-/// The place that `search_after` names: what a hit's `sort` showed, in this or the other direction of time. A time alone
-/// stands behind everything of that time.
+/// The place that `search_after` names: what a hit's `sort` showed, in this or the other direction of time. A time
+/// alone stands behind everything of that time.
 fn after_of(value: Value, order: Order, dsl: &Dsl) -> Result<SortKey, ElasticError> {
     let wrong = || {
         let shown = shown(&value.to_string());

@@ -1,8 +1,8 @@
 //! `/_elastic/...`: a subset of Elasticsearch's interface, for its clients and for Grafana.
 //!
 //! Every answer carries `X-Elastic-Product`, which the official clients look for, and every refusal has Elasticsearch's
-//! form, unknown routes included. Nothing is kept between requests: a scroll's id holds the request and the place it has
-//! come to, a point in time the indices. So both go on seeing what arrives, and no message twice.
+//! form, unknown routes included. Nothing is kept between requests: a scroll's id holds the request and the place it
+//! has come to, a point in time the indices. So both go on seeing what arrives, and no message twice.
 
 mod catalogue;
 mod search;

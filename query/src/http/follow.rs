@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
@@ -20,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use super::error::ApiError;
 use super::extract::{JsonBody, NoParams, Params};
-use super::guard::Place;
 use crate::message::of_owned;
 use crate::search::{Follow, FollowBatch, FollowRequest};
 use crate::time::{Rounding, TimeExpr};
@@ -54,29 +52,26 @@ struct Tail {
     /// Told before anything else: where it begins.
     first: Option<Bytes>,
     shutdown: CancellationToken,
-    _place: Place,
 }
 
 pub(super) async fn follow_by_query(
     State(app): State<Arc<App>>,
     Params(params): Params<FollowParams>,
-    Extension(place): Extension<Place>,
 ) -> Result<Response, ApiError> {
     let FollowParams { q, topics, from, cursor } = params;
     let topics = topics.map(|topics| topics.split(',').map(str::to_owned).collect()).unwrap_or_default();
-    follow(&app, FollowBody { q, topics, from, cursor }, place).await
+    follow(&app, FollowBody { q, topics, from, cursor }).await
 }
 
 pub(super) async fn follow_by_body(
     State(app): State<Arc<App>>,
     Params(NoParams {}): Params<NoParams>,
-    Extension(place): Extension<Place>,
     JsonBody(body): JsonBody<FollowBody>,
 ) -> Result<Response, ApiError> {
-    follow(&app, body, place).await
+    follow(&app, body).await
 }
 
-async fn follow(app: &App, body: FollowBody, place: Place) -> Result<Response, ApiError> {
+async fn follow(app: &App, body: FollowBody) -> Result<Response, ApiError> {
     let topics = body.topics.iter().map(|name| TopicName::new(name).map_err(ApiError::bad_request));
     let now = app.services.clock.now();
     let from = body.from.map(|time| time.at(now, Rounding::Down)).transpose();
@@ -89,7 +84,7 @@ async fn follow(app: &App, body: FollowBody, place: Place) -> Result<Response, A
     };
     let follow = app.services.search.follow(request).await?;
     let first = Some(cursor_line(&follow.cursor()).into());
-    let tail = Tail { follow: Some(follow), first, shutdown: app.shutdown.clone(), _place: place };
+    let tail = Tail { follow: Some(follow), first, shutdown: app.shutdown.clone() };
     let lines = futures::stream::unfold(tail, |mut tail| async move {
         let lines = tail.next().await?;
         Some((Ok::<_, std::convert::Infallible>(lines), tail))

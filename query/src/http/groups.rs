@@ -1,11 +1,12 @@
-//! Consumer groups: list, describe with their lag, delete, and `POST /v1/groups/{g}/offsets`, which lets a group begin at
-//! a message.
+//! Consumer groups: list, describe with their lag, delete, and `POST /v1/groups/{g}/offsets`, which lets a group begin
+//! at a message.
 //!
 //! Lag is counted from the committed offset to the high watermark; a group that consumes without committing has none.
 //!
-//! The body of a seek names a message, `{"topic","partition","offset"}`. Its group, which must have no members, then has committed
-//! that offset in its partition, and in the topic's other partitions the first offset whose timestamp is that of the
-//! message or later (their end where there is none): a consumer goes on there as if it had stopped at that moment.
+//! The body of a seek names a message, `{"topic","partition","offset"}`. Its group, which must have no members, then
+//! has committed that offset in its partition, and in the topic's other partitions the first offset whose timestamp is
+//! that of the message or later (their end where there is none): a consumer goes on there as if it had stopped at that
+//! moment.
 
 use std::sync::Arc;
 

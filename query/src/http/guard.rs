@@ -1,25 +1,26 @@
 //! What surrounds every route: the cap on requests at once, panics, and JSON refusals of unknown routes and methods.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures::FutureExt;
+use hyper::body::{Frame, SizeHint};
 use thermocline_config::HttpConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
-/// A request's place among `http.max_concurrent_requests`. A handler that answers with a stream takes it from the
-/// request's extensions and keeps it until the stream ends.
-#[derive(Clone)]
-pub(super) struct Place {
-    _permit: Arc<OwnedSemaphorePermit>,
-}
+/// Of a body, handed to the connection at once; it takes a few more before it waits for the reader.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Paths that are answered however busy the broker is.
 const ALWAYS_ANSWERED: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
@@ -41,17 +42,57 @@ struct Places {
     max: usize,
 }
 
-async fn limit_requests(State(places): State<Places>, mut request: Request, next: Next) -> Response {
+/// The body of an answer, which keeps its request's place among `http.max_concurrent_requests`, and so the memory it
+/// holds bounded, until the connection has taken all of it.
+struct Placed {
+    body: Body,
+    /// Of the frame that is handed on.
+    rest: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+impl HttpBody for Placed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)).transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) => self.rest = data,
+                Some(Err(trailers)) => return Poll::Ready(Some(Ok(trailers))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.rest.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, behind) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(behind.lower().saturating_add(rest));
+        if let Some(upper) = behind.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint
+    }
+}
+
+async fn limit_requests(State(places): State<Places>, request: Request, next: Next) -> Response {
     if ALWAYS_ANSWERED.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     match places.permits.try_acquire_owned() {
-        Ok(permit) => {
-            let place = Place { _permit: Arc::new(permit) };
-            request.extensions_mut().insert(place.clone());
+        Ok(place) => {
             let response = next.run(request).await;
-            drop(place);
-            response
+            response.map(|body| Body::new(Placed { body, rest: Bytes::new(), _place: place }))
         }
         Err(_) => {
             let max = places.max;
@@ -86,7 +127,9 @@ async fn unknown_method(request: Request) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::{Body, to_bytes};
+    use std::future::poll_fn;
+
+    use axum::body::to_bytes;
     use axum::http::header;
     use axum::routing::get;
     use serde_json::Value;
@@ -99,6 +142,7 @@ mod tests {
         let routes = Router::new()
             .route("/ok", get(|| async { "fine" }))
             .route("/health/live", get(|| async { "live" }))
+            .route("/large", get(|| async { "x".repeat(2 * PIECE_BYTES + 1) }))
             .route("/panic", get(|| async { panic!("a handler's fault") as &'static str }))
             .route("/wait", get(std::future::pending::<&'static str>));
         guarded(routes, &config)
@@ -148,6 +192,29 @@ mod tests {
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
         assert_eq!(call(router.clone(), "GET", "/health/live").await.0, StatusCode::OK);
         drop(waiting);
+        assert_eq!(call(router, "GET", "/ok").await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn an_answer_keeps_its_place_until_it_is_taken() {
+        let router = router(1);
+        let request = || Request::builder().uri("/large").body(Body::empty()).unwrap();
+        let mut taken = router.clone().oneshot(request()).await.unwrap().into_body();
+        let mut length = 2 * PIECE_BYTES + 1;
+        while !taken.is_end_stream() {
+            assert_eq!(taken.size_hint().exact(), Some(length as u64));
+            assert_eq!(call(router.clone(), "GET", "/ok").await.0, StatusCode::SERVICE_UNAVAILABLE);
+            let piece = poll_fn(|context| Pin::new(&mut taken).poll_frame(context)).await.unwrap().unwrap();
+            let piece = piece.into_data().unwrap();
+            assert_eq!(piece.len(), length.min(PIECE_BYTES));
+            length -= piece.len();
+        }
+        assert_eq!(length, 0);
+        drop(taken);
+        let (status, _, body) = call(router.clone(), "GET", "/large").await;
+        assert_eq!((status, body.len()), (StatusCode::OK, 2 * PIECE_BYTES + 1));
+        // A reader that goes away.
+        drop(router.clone().oneshot(request()).await.unwrap());
         assert_eq!(call(router, "GET", "/ok").await.0, StatusCode::OK);
     }
 }

@@ -1,10 +1,9 @@
-//! `GET /v1/topics/{t}/messages`: replay as a streamed body, of everything or of what matches `query`. The next chunk is
-//! read when the client has taken the last one. An error in the middle breaks the body off, which a client sees as a
+//! `GET /v1/topics/{t}/messages`: replay as a streamed body, of everything or of what matches `query`. The next chunk
+//! is read when the client has taken the last one. An error in the middle breaks the body off, which a client sees as a
 //! failed transfer; lines of JSON end with the reason, as `{"error":{"code","message"}}`.
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
@@ -18,7 +17,6 @@ use thermocline_ingest::topics::Topic;
 
 use super::error::{ApiError, with_causes};
 use super::extract::{Params, TopicPath};
-use super::guard::Place;
 use super::{App, HttpServices};
 use crate::replay::{Filter, Format, ReplayError, ReplayRequest, UNDECODABLE_BATCH, Undecodable};
 use crate::search::{SearchError, Unindexed};
@@ -83,7 +81,6 @@ pub(super) async fn replay(
     State(app): State<Arc<App>>,
     TopicPath(topic): TopicPath,
     Params(params): Params<ReplayParams>,
-    Extension(place): Extension<Place>,
 ) -> Result<Response, ApiError> {
     let services = &app.services;
     let manifest_of = |partition: &Partition| services.tiering.manifest(partition);
@@ -106,11 +103,7 @@ pub(super) async fn replay(
             last_words(error, format).right_stream()
         }
     });
-    let body = futures::stream::iter(first.map(Ok)).chain(rest).map(move |chunk| {
-        // The request keeps its place until the body has been taken.
-        let _ = &place;
-        chunk
-    });
+    let body = futures::stream::iter(first.map(Ok)).chain(rest);
     let content_type = match format {
         Format::Ndjson => "application/x-ndjson",
         Format::Arrow => "application/vnd.apache.arrow.stream",

@@ -12,7 +12,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
@@ -28,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use super::error::{ApiError, with_causes};
 use super::extract::{JsonBody, NoParams, Params, TopicPath};
-use super::guard::Place;
 use super::replay::filter;
 use crate::replay::{Partitioning, Progress, ReplayRequest, Republish, RepublishRequest, Undecodable};
 use crate::search::Unindexed;
@@ -71,7 +69,6 @@ struct Running {
     republish: Option<Republish>,
     shutdown: CancellationToken,
     _permit: OwnedSemaphorePermit,
-    _place: Place,
 }
 
 impl RepublishBody {
@@ -121,7 +118,6 @@ pub(super) async fn republish(
     State(app): State<Arc<App>>,
     TopicPath(topic): TopicPath,
     Params(NoParams {}): Params<NoParams>,
-    Extension(place): Extension<Place>,
     JsonBody(body): JsonBody<RepublishBody>,
 ) -> Result<Response, ApiError> {
     let services = &app.services;
@@ -143,8 +139,7 @@ pub(super) async fn republish(
     })?;
     let stations = (services.reader.clone(), services.tiering.clone(), services.clock.clone());
     let republish = Republish::new(stations, topic, into, filter, &request)?;
-    let running =
-        Running { republish: Some(republish), shutdown: app.shutdown.clone(), _permit: permit, _place: place };
+    let running = Running { republish: Some(republish), shutdown: app.shutdown.clone(), _permit: permit };
     let lines = futures::stream::unfold(running, |mut running| async move {
         let line = running.next().await?;
         Some((Ok::<_, std::convert::Infallible>(line), running))

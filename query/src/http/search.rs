@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::Value;
 use thermocline_ingest::model::{Timestamp, TopicName};
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::App;
@@ -148,7 +149,9 @@ async fn search(app: &App, body: SearchBody) -> Result<Response, ApiError> {
     }
     let response = app.services.search.search(request).await?;
     let took_ms = started.elapsed().as_secs_f64() * 1e3;
-    Ok(([(header::CONTENT_TYPE, "application/json")], answer(&response, has_total, took_ms)?).into_response())
+    // A page may be many megabytes.
+    let answer = spawn_blocking(move || answer(&response, has_total, took_ms)).await??;
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 impl From<SearchParams> for SearchBody {

@@ -1,5 +1,5 @@
-//! `GET /v1/topics/{t}/tier`: what is out of order in a topic's archive. Batches that were archived undecoded, each with
-//! its reason, what the scrub found damaged, and what is still indexed otherwise than the topic asks for.
+//! `GET /v1/topics/{t}/tier`: what is out of order in a topic's archive. Batches that were archived undecoded, each
+//! with its reason, what the scrub found damaged, and what is still indexed otherwise than the topic asks for.
 
 use std::sync::Arc;
 

@@ -184,8 +184,9 @@ impl Selection {
         Ok(selected)
     }
 
-    /// Whether a record was at `offset` that nobody can decode. Otherwise there is none: the offset is that of a marker, or
-    /// its record was aborted, or compacted away. What is learnt of its neighbours is put into `settled`, exclusive.
+    /// Whether a record was at `offset` that nobody can decode. Otherwise there is none: the offset is that of a
+    /// marker, or its record was aborted, or compacted away. What is learnt of its neighbours is put into `settled`,
+    /// exclusive.
     async fn is_lost(
         &self,
         partition: &Arc<Partition>,

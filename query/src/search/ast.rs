@@ -103,8 +103,8 @@ pub(crate) enum Operator {
     Or,
 }
 
-/// `value`, `key`, `timestamp`, `offset`, `topic`, `partition`, `_id`, `headers.<name>` or `json.<path>`; dots separate the
-/// keys of a path.
+/// `value`, `key`, `timestamp`, `offset`, `topic`, `partition`, `_id`, `headers.<name>` or `json.<path>`; dots separate
+/// the keys of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FieldName {
     pub name: String,

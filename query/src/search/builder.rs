@@ -1,8 +1,8 @@
 //! The Tantivy query of one split, made from the tree and the split's own schema and analysers.
 //!
 //! Splits of one topic may differ in what is indexed (fields, analyser, positions, columns); a query means the same in
-//! all of them as far as the analyser is the same, or is refused where it cannot be answered. A field that is not indexed
-//! is empty. Text in which the analyser finds no word (`---`) asks for nothing: it
+//! all of them as far as the analyser is the same, or is refused where it cannot be answered. A field that is not
+//! indexed is empty. Text in which the analyser finds no word (`---`) asks for nothing: it
 //! is left out, as in Lucene, and a query of such text only finds nothing; see also [`QueryNode::ZeroTermsNone`].
 
 use std::cell::Cell;

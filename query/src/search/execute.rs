@@ -5,8 +5,9 @@
 //! empty: many small splits cost one thread one start. A lane never waits for the store.
 //!
 //! Bounds: lanes by `search.max_concurrent_splits` over all queries; bytes held for searches by
-//! `search.memory_max`, over all queries; splits of one query that are being opened or fetched by [`FETCHED_AT_ONCE_MAX`],
-//! and where the page may be certain after the first of them, by twice as many as have been searched.
+//! `search.memory_max`, over all queries; splits of one query that are being opened or fetched by
+//! [`FETCHED_AT_ONCE_MAX`], and where the page may be certain after the first of them, by twice as many as have been
+//! searched.
 //!
 //! Dropping the future abandons what has not started; a split that is being searched finishes on its thread.
 
@@ -51,7 +52,8 @@ pub(crate) struct Job {
     pub scope: Scope,
     /// Keys wanted; 0 counts without looking for any, and then every split is searched.
     pub k: usize,
-    /// Go on until so many matches were counted, though the page may be certain before; `u64::MAX` searches every split.
+    /// Go on until so many matches were counted, though the page may be certain before; `u64::MAX` searches every
+    /// split.
     pub count_at_least: u64,
     /// Computed beside the hits; wants every split.
     pub beside: Option<Arc<dyn Beside>>,

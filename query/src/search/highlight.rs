@@ -1,9 +1,9 @@
 //! Which words of a message made it a hit: pieces of its text with those words marked.
 //!
-//! Computed from the message as it was fetched, for a page's hits only: words, phrases, prefixes and patterns of the query are
-//! looked for in the text again, cut by the analyser that the topic has now. Messages that were indexed under another
-//! one may show fewer marks than they have matches, or none; nothing else depends on them. Clauses that exclude, ranges
-//! and filters on times mark nothing.
+//! Computed from the message as it was fetched, for a page's hits only: words, phrases, prefixes and patterns of the
+//! query are looked for in the text again, cut by the analyser that the topic has now. Messages that were indexed under
+//! another one may show fewer marks than they have matches, or none; nothing else depends on them. Clauses that
+//! exclude, ranges and filters on times mark nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;

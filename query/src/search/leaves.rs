@@ -1,10 +1,10 @@
-//! Leaves of a query that Tantivy does not bring along: terms of JSON paths, ranges over the numbers of a JSON leaf, and
-//! whether a text has words.
+//! Leaves of a query that Tantivy does not bring along: terms of JSON paths, ranges over the numbers of a JSON leaf,
+//! and whether a text has words.
 //!
 //! Numbers of a JSON leaf are indexed as they come: whole numbers as i64, those too large for it as u64, all others as
 //! f64; each kind in its own order. A range therefore has to look at all three. Where the split has columns of JSON
-//! leaves, a path has one column of numbers of one kind. A column of f64 may hold whole numbers that were rounded; where
-//! that could matter, the dictionary, which is exact, answers instead.
+//! leaves, a path has one column of numbers of one kind. A column of f64 may hold whole numbers that were rounded;
+//! where that could matter, the dictionary, which is exact, answers instead.
 
 use std::ops::{Bound, RangeInclusive};
 

@@ -116,7 +116,8 @@ pub struct SearchRequest {
 pub struct RequestedAggregations(pub(crate) Vec<Aggregation>);
 
 impl RequestedAggregations {
-    /// Reads `aggs` in Elasticsearch's form. `now` is that of its dates, `buckets_max` the limit of buckets in an answer.
+    /// Reads `aggs` in Elasticsearch's form. `now` is that of its dates, `buckets_max` the limit of buckets in an
+    /// answer.
     pub fn parse(aggs: serde_json::Value, now: Timestamp, buckets_max: u32) -> Result<Self, SearchError> {
         let parsed = crate::elastic::parse_aggregations(aggs, now, buckets_max);
         parsed.map(Self).map_err(|error| SearchError::Aggregation { message: error.reason })
@@ -254,8 +255,8 @@ impl PreparedSplits for Search {
 }
 
 impl Search {
-    /// `scratch` is a folder for live splits, wiped at start. Blocking for as long as that takes. From then on `tiering`
-    /// takes over what is indexed here.
+    /// `scratch` is a folder for live splits, wiped at start. Blocking for as long as that takes. From then on
+    /// `tiering` takes over what is indexed here.
     pub fn new(
         config: SearchConfig,
         tiering: Arc<Tiering>,
@@ -396,7 +397,7 @@ impl Search {
         let mut stats = SearchStats {
             splits_total: view.splits(),
             files_unindexed: view.files_unindexed(),
-            offsets_unindexed: view.offsets_unindexed,
+            offsets_unindexed: view.offsets_unindexed(),
             hot_docs: view.hot_docs(),
             ..SearchStats::default()
         };

@@ -8,9 +8,9 @@
 //! | `te?t`, `*timeout*`, `web*01` | `?` is one character, `*` any number of them; a backslash takes the next one as it is |
 //! | `/tim.*/`, `/(get\|post)[0-9]{3}/` | what Lucene's and Rust's regular expressions have in common, see below |
 //!
-//! Of regular expressions: `.`, `?`, `+`, `*`, `{n,m}`, `|`, parentheses, classes like `[a-z]` and `[^0-9]`, the classes
-//! `\d`, `\w`, `\s` and their opposites, and a backslash before any other character that is no letter or digit. What
-//! the two do not agree on is refused, never guessed at.
+//! Of regular expressions: `.`, `?`, `+`, `*`, `{n,m}`, `|`, parentheses, classes like `[a-z]` and `[^0-9]`, the
+//! classes `\d`, `\w`, `\s` and their opposites, and a backslash before any other character that is no letter or digit.
+//! What the two do not agree on is refused, never guessed at.
 //!
 //! Patterns come from the network. Their matcher takes time linear in the word, and its size is limited; how many words
 //! they are compared with is limited where those are read (`terms.rs`).
@@ -192,7 +192,8 @@ fn matcher(written: &str, regex: &str, case: Case, column: Column) -> Result<Reg
             regex::Error::CompiledTooBig(limit) => {
                 format!("the pattern {written:?} takes more than {limit} bytes; ask for fewer repetitions")
             }
-            // What the library says is a drawing of several lines, about a text that was changed; its last line says why.
+            // What the library says is a drawing of several lines, about a text that was changed; its last line says
+            // why.
             error => {
                 let error = error.to_string();
                 let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");

@@ -50,8 +50,8 @@ pub(crate) struct View {
     live: Vec<(Extent, Arc<LiveSplit>)>,
     cold: Vec<Cold>,
     pub partitions: HashMap<TopicPartition, Arc<Partition>>,
-    /// Committed offsets of indexed topics that are in no split yet.
-    pub offsets_unindexed: u64,
+    /// Of partitions that are indexed: the first offset that is in no split yet.
+    indexed: Vec<(Arc<Partition>, Offset)>,
 }
 
 /// The archive of a partition.
@@ -86,6 +86,14 @@ impl View {
         self.live.iter().map(|(_, split)| split.docs).sum()
     }
 
+    /// Committed offsets of indexed topics that are in no split yet, counted now.
+    pub fn offsets_unindexed(&self) -> u64 {
+        let behind = |(partition, indexed): &(Arc<Partition>, Offset)| {
+            partition.last_stable_offset().0.saturating_sub(indexed.0).max(0).cast_unsigned()
+        };
+        self.indexed.iter().map(behind).sum()
+    }
+
     /// The splits, as far as they are grouped.
     pub fn nodes(&self) -> impl Iterator<Item = Node<Source, ColdFiles>> {
         let live = self.live.iter().map(|(extent, split)| Node::Split(extent.clone(), Source::Live(split.clone())));
@@ -115,7 +123,7 @@ impl View {
         }
         if Search::is_indexed(partition) {
             let indexed = snapshot.map_or(Offset::ZERO, |live| live.indexed_through).max(seam).max(log_start);
-            self.offsets_unindexed += partition.last_stable_offset().0.saturating_sub(indexed.0).max(0).cast_unsigned();
+            self.indexed.push((partition.clone(), indexed));
         }
         self.cold.push(Cold { name: name.clone(), log_start, manifest });
         self.partitions.insert(name.clone(), partition.clone());

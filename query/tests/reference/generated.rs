@@ -136,8 +136,8 @@ pub fn contents() -> impl Strategy<Value = Content> {
 }
 
 impl Vocabulary {
-    /// That of [`contents`]. Patterns and bounds that have joints in them are for logs alone: elsewhere they are several
-    /// words, and refused.
+    /// That of [`contents`]. Patterns and bounds that have joints in them are for logs alone: elsewhere they are
+    /// several words, and refused.
     pub fn generated(tokenizer: Tokenizer) -> Self {
         let mut prefixes = owned(&["p", "lo", "L", "zü", "Z", "5", "10", "k", "e", "東", "parcel", "x"]);
         let mut wildcards = owned(&[

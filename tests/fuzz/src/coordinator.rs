@@ -16,7 +16,8 @@ use thermocline_ingest::coordinator::transactions::records as transactions;
 use super::memory::peak_of;
 
 const KINDS: u8 = 7;
-/// Bytes that decoding may hold for each byte: dearest are members without names, and partitions of a topic without one.
+/// Bytes that decoding may hold for each byte: dearest are members without names, and partitions of a topic without
+/// one.
 const HELD_PER_BYTE_MAX: usize = 64;
 /// Bytes that decoding may hold whatever the record.
 const HELD_BASE_MAX: usize = 4 << 10;

@@ -3,8 +3,9 @@
 //! ```text
 //! input   step u8 | stream
 //! ```
-//! The stream arrives `step` bytes at a time (0 is all at once). Between two reads there is always one that has nothing yet,
-//! and each time the reader's future is dropped and begun again, as a connection does that waits for several things.
+//! The stream arrives `step` bytes at a time (0 is all at once). Between two reads there is always one that has nothing
+//! yet, and each time the reader's future is dropped and begun again, as a connection does that waits for several
+//! things.
 
 use std::io;
 use std::pin::Pin;

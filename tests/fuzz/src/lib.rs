@@ -1,5 +1,5 @@
-//! What each fuzz target does with an input: a function that panics where the broker would do what it must never do. The
-//! bytes may come from a fuzzer (`src/bin/`) or from the corpus (`ingest/tests/fuzz_corpus.rs`).
+//! What each fuzz target does with an input: a function that panics where the broker would do what it must never do.
+//! The bytes may come from a fuzzer (`src/bin/`) or from the corpus (`ingest/tests/fuzz_corpus.rs`).
 //!
 //! | target | reads | what must hold beside "no panic" |
 //! |---|---|---|

@@ -12,8 +12,8 @@ use thermocline_ingest::protocol::versions::{self, APIS};
 
 use super::memory::peak_of;
 
-/// Bytes that decoding may hold for each byte of a request. The dearest byte there is belongs to an unknown tagged field: two
-/// of them, where a struct has no other, take a node of a tree with room for eleven.
+/// Bytes that decoding may hold for each byte of a request. The dearest byte there is belongs to an unknown tagged
+/// field: two of them, where a struct has no other, take a node of a tree with room for eleven.
 const HELD_PER_BYTE_MAX: usize = 128;
 /// Bytes that decoding may hold whatever the request: the text of an error.
 const HELD_BASE_MAX: usize = 16 << 10;

@@ -1,8 +1,9 @@
 //! Deleted topics: everything they have in the store goes.
 //!
 //! The tombstone is written before the first object goes and is the last to go, so that a removal that was cut off is
-//! taken up by whoever finds it. What starts one is the note that the broker's metadata keeps of each deletion until the
-//! store is clean; so a topic that was deleted while the store was down, or right before a crash, is removed all the same.
+//! taken up by whoever finds it. What starts one is the note that the broker's metadata keeps of each deletion until
+//! the store is clean; so a topic that was deleted while the store was down, or right before a crash, is removed all
+//! the same.
 //!
 //! A broker that was replaced finds out by its commits, and a removal makes none. So before each round it looks for
 //! newer epochs: what it knows as deleted may be what its successor archives.

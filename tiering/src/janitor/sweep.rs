@@ -1,14 +1,14 @@
 //! Objects that no manifest names: uploads that were never committed, parts of commits that failed.
 //!
-//! A partition may have a million objects. So the listing is read page by page, and without keeping archiving waiting: it
-//! is held against a manifest of before the listing, which yields *suspects*, a few at a time. Only to delete those the
-//! caller locks out the partition's commits, and they are held against the newest manifest once more.
+//! A partition may have a million objects. So the listing is read page by page, and without keeping archiving waiting:
+//! it is held against a manifest of before the listing, which yields *suspects*, a few at a time. Only to delete those
+//! the caller locks out the partition's commits, and they are held against the newest manifest once more.
 //!
 //! Why that is enough: a suspect was listed before the lock was taken, so it was uploaded by a job that has ended since
 //! (jobs hold the lock from before their first upload to after their last commit), or by another broker. If the job has
 //! committed it, the newest manifest names it. If it has not, nobody will: the next attempt uploads under fresh names.
-//! A merge uploads without the lock; it looks for its objects under it right before it commits, and gives up if they are
-//! gone. Uploads of another broker are told by their age.
+//! A merge uploads without the lock; it looks for its objects under it right before it commits, and gives up if they
+//! are gone. Uploads of another broker are told by their age.
 
 use std::collections::{HashMap, HashSet};
 
@@ -81,8 +81,8 @@ impl Janitor {
         }
     }
 
-    /// Deletes those suspects that the newest manifest does not name. The caller holds the partition's commits; `head` is
-    /// what it believes to be the newest, and is read again only if it is not: archiving waits meanwhile.
+    /// Deletes those suspects that the newest manifest does not name. The caller holds the partition's commits; `head`
+    /// is what it believes to be the newest, and is read again only if it is not: archiving waits meanwhile.
     pub async fn collect(&self, head: &ManifestHead, suspects: Vec<ObjectMeta>) -> Result<(), JanitorError> {
         let path = head.manifest().path();
         let believed = (head.manifest().version, head.manifest().epoch);

@@ -11,7 +11,8 @@
 //! 3. Files are contiguous: `files[i].last_offset + 1 == files[i + 1].base_offset`.
 //! 4. Every file ends at or above `log_start_offset`; raising it drops the files below. Objects that a version drops
 //!    are listed in it as retired until the janitor has deleted them, which it does when no reader can be at them.
-//! 5. `epoch` never falls from one version to the next. A broker commits only onto versions of its own or a lower epoch.
+//! 5. `epoch` never falls from one version to the next. A broker commits only onto versions of its own or a lower
+//!    epoch.
 //! 6. Parts are immutable, cover a prefix of the files in order and never overlap the tail (`manifest/files.rs`).
 //!
 //! # Fencing

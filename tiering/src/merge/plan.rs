@@ -5,8 +5,9 @@
 //! and merges at the first of these places, always [`FILES_MIN`] files or more:
 //!
 //! - *Full*: the next file would make the run larger than a merged file may be, or nothing can be added to it any more
-//!   because a finished file follows, or one that was indexed in another way or not at all. The run is merged as a whole. A run that
-//!   is full with fewer files has large ones, a quarter of the limit or so, which stay: its oldest file leaves it.
+//!   because a finished file follows, or one that was indexed in another way or not at all. The run is merged as a
+//!   whole. A run that is full with fewer files has large ones, a quarter of the limit or so, which stay: its oldest
+//!   file leaves it.
 //! - *Tier*: the files behind some file of the run hold together at least [`FAN_IN`]` - 1` times what it holds. The
 //!   oldest such file and all behind it are merged.
 //!

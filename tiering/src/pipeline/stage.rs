@@ -3,9 +3,9 @@
 //!
 //! # Transactions
 //! Only what every transaction of has ended is archived, so that it is known what was aborted. Batches of aborted
-//! transactions are left out, and so are markers: what the archive serves has no producers that a marker could speak of.
-//! One marker is kept byte for byte: the one that a file ends with. A reader comes to the end of a range by reading its
-//! last batch; a range that ended in a hole would have no such batch, and the reader would never be told that it is
+//! transactions are left out, and so are markers: what the archive serves has no producers that a marker could speak
+//! of. One marker is kept byte for byte: the one that a file ends with. A reader comes to the end of a range by reading
+//! its last batch; a range that ended in a hole would have no such batch, and the reader would never be told that it is
 //! there. (A file that ends in what was aborted is followed by the marker that says so.)
 //!
 //! # Undecodable batches
@@ -122,8 +122,8 @@ impl From<BatchError> for FeedError {
 }
 
 impl Stager {
-    /// Stages what `source` has from the batch that holds `from` on, less what was `aborted`. Splits come from `prepared`
-    /// as far as possible.
+    /// Stages what `source` has from the batch that holds `from` on, less what was `aborted`. Splits come from
+    /// `prepared` as far as possible.
     pub fn new(
         source: BatchSource,
         aborted: Vec<AbortedTransaction>,

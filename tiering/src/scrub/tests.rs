@@ -135,9 +135,10 @@ async fn a_store_that_does_not_answer_is_waited_for() {
             break;
         }
     }
-    // Each object of the two files is looked at and read; the manifest is not waited for.
+    // Each object of the two files is looked at and read. The manifest, which is looked at twice, is listed, asked for
+    // newer versions, and read, and whether its topic is being removed is asked.
     let objects: usize = archives.manifest(&path()).unwrap().files.iter().map(|file| file.objects().count()).sum();
-    assert_eq!(waits, 2 * objects);
+    assert_eq!(waits, 2 * objects + 2 * 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -159,6 +160,23 @@ async fn an_object_that_cannot_be_read_is_damaged_and_the_scrub_goes_on() {
         assert_eq!((key, scrubber.metrics.scrub_damage.get()), (&file.data.key, 1));
     }
     assert_eq!(scrubber.metrics.scrubbed_files.get(), 4, "the other two, twice");
+    faulty.make_unreadable(None);
+    pass(&scrubber, &archives).await;
+    assert_eq!(scrubber.damaged_files(&path()), vec![]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_cannot_be_read_is_damaged() {
+    let (faulty, store) = store();
+    let head = archive(&store, 2).await;
+    let newest = path().manifest(head.manifest().version);
+    let archives = One(Mutex::new(head));
+    let scrubber = scrubber(&store, RATE);
+    faulty.make_unreadable(Some(newest.clone()));
+    assert_eq!(pass(&scrubber, &archives).await, 2, "the files are read nevertheless");
+    let damaged = scrubber.damaged_files(&path());
+    let [DamagedFile { file: None, damage, .. }] = damaged.as_slice() else { panic!("{damaged:?}") };
+    assert_eq!(damage[0].key, newest.to_string());
     faulty.make_unreadable(None);
     pass(&scrubber, &archives).await;
     assert_eq!(scrubber.damaged_files(&path()), vec![]);

@@ -87,8 +87,8 @@ impl SplitReader {
         read_index(index, None)
     }
 
-    /// Runs `search` on this split, which must not wait for anything. Where it lacked bytes ([`Held::lacks_bytes`]), its
-    /// result means nothing: [`Self::fetch`] them and run it again.
+    /// Runs `search` on this split, which must not wait for anything. Where it lacked bytes ([`Held::lacks_bytes`]),
+    /// its result means nothing: [`Self::fetch`] them and run it again.
     pub fn search<T>(&self, held: &mut Held, search: impl FnOnce() -> T) -> T {
         held.enter(search)
     }

@@ -11,8 +11,8 @@ use super::package::package;
 use super::{SplitError, SplitOptions, SplitSchema, tokenizers};
 
 /// Sizes the term table at the start, to a third of this at most; it grows from there. Small, since most splits are: a
-/// large table is filled and walked however few words are in it, and does not fit into the processor's cache. The caller
-/// bounds memory through [`SplitWriter::mem_usage_bytes`].
+/// large table is filled and walked however few words are in it, and does not fit into the processor's cache. The
+/// caller bounds memory through [`SplitWriter::mem_usage_bytes`].
 const TERM_TABLE_BUDGET_BYTES: usize = 1 << 20;
 
 /// Indexes records; doc ids are handed out in the order of [`Self::add`].

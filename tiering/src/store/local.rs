@@ -20,8 +20,8 @@
 //! the log's sync comes next. What is written is dropped from the page cache piece by piece, for consumers of the hot
 //! log need the room and nobody has asked for this object yet. Writes run on background threads and rest between
 //! pieces as the throttle says. Beside a log synced every 2 ms, 20 MB/s in synced pieces of 2 MiB, 512, 256 and 128 KiB
-//! took the p99 of its syncs from 2.1 to 2.4 ms to 7.0, 2.5, 2.2 and 1.9 (medians of ten or twelve; ext4 on a virtual disk that writes
-//! some 300 MB/s): it is the size of a piece that counts, not the number of syncs.
+//! took the p99 of its syncs from 2.1 to 2.4 ms to 7.0, 2.5, 2.2 and 1.9 (medians of ten or twelve; ext4 on a virtual
+//! disk that writes some 300 MB/s): it is the size of a piece that counts, not the number of syncs.
 //!
 //! What the archive itself reads (verification above all) goes through `page_cache::QuietReader`: it comes from the
 //! disk, which is what verification is about, and leaves no trace in memory. Reads of consumers use the page cache.

@@ -12,8 +12,8 @@ use crate::split::SplitReader;
 /// The fast field that says which message a document is.
 const OFFSET_FIELD: &str = "offset";
 
-/// Whether document `n` is row `n` of the data file, for every row; of files with dropped offsets as far as the manifest
-/// knows them.
+/// Whether document `n` is row `n` of the data file, for every row; of files with dropped offsets as far as the
+/// manifest knows them.
 pub(super) fn check(file: &DataFile, bytes: Bytes) -> Result<(), Fault> {
     let split = SplitReader::open(Arc::new(OwnedBytes::new(Vec::from(bytes)))).map_err(|error| undecodable(&error))?;
     let documents = split.searcher.num_docs();

@@ -1,6 +1,6 @@
 //! When what happens in the background: archiving as soon as segments are sealed, merging in between
-//! (`worker/merging.rs`), indexing again in between that (`worker/reindexing.rs`), expiry every [`EXPIRY_INTERVAL`], a sweep of the store every [`SWEEP_INTERVAL`], the scrub all
-//! the time (`scrub.rs`).
+//! (`worker/merging.rs`), indexing again in between that (`worker/reindexing.rs`), expiry every [`EXPIRY_INTERVAL`], a
+//! sweep of the store every [`SWEEP_INTERVAL`], the scrub all the time (`scrub.rs`).
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;

@@ -93,8 +93,8 @@ impl Tiering {
         Ok(())
     }
 
-    /// Before the first commit to a partition: makes sure that no other broker has taken over, and writes what the topic
-    /// is beside its manifests, unless the store says so already. See `restore.rs`.
+    /// Before the first commit to a partition: makes sure that no other broker has taken over, and writes what the
+    /// topic is beside its manifests, unless the store says so already. See `restore.rs`.
     pub(super) async fn describe_topic(&self, archive: &PartitionArchive) -> Result<(), ManifestError> {
         let (name, id) = (&archive.path.topic, archive.path.topic_id);
         let Some(topic) = self.topics.by_id(id) else { return Ok(()) };
@@ -132,8 +132,8 @@ impl Tiering {
         archive.described_as(wanted);
         Ok(())
     }
-    /// After a topic grew: what the store says of it follows, if it says anything yet. Where that fails, the next commit
-    /// of the topic makes good for it.
+    /// After a topic grew: what the store says of it follows, if it says anything yet. Where that fails, the next
+    /// commit of the topic makes good for it.
     pub(super) async fn describe_again(&self, topic: &Topic) {
         let mut archives = topic.partitions.iter().map(|partition| self.archive_of(partition));
         let Some(archive) = archives.find(|archive| archive.manifest().version > 0) else { return };

@@ -398,8 +398,8 @@ impl Group {
         Ok(())
     }
 
-    /// Whether offsets may be committed now within a transaction. Before KIP-447 producers did not say who they are; they
-    /// are trusted. Those that do may commit while a rebalance goes on, as their generation fences them.
+    /// Whether offsets may be committed now within a transaction. Before KIP-447 producers did not say who they are;
+    /// they are trusted. Those that do may commit while a rebalance goes on, as their generation fences them.
     pub fn check_transactional_commit(&mut self, now_ms: i64, committer: Committer<'_>) -> Result<(), ResponseError> {
         let Committer { member_id, instance_id, generation } = committer;
         match self.phase {

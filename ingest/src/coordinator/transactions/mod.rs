@@ -1,15 +1,15 @@
 //! Transactions: which producer writes under a transactional id, what its transaction includes, and how it ends.
 //!
-//! A request finds its id, takes its turn ([`Turn`]: one change of an id at a time), asks the state machine ([`state`]) what
-//! comes next, and makes that durable ([`storage`], [`records`]) before it is true. Then a transaction that is to end is
-//! ended: a marker in every partition, the group coordinator's included, each durable, and at last the record that says
-//! so. Time comes in through [`TransactionCoordinator::run`] ([`timers`]).
+//! A request finds its id, takes its turn ([`Turn`]: one change of an id at a time), asks the state machine ([`state`])
+//! what comes next, and makes that durable ([`storage`], [`records`]) before it is true. Then a transaction that is to
+//! end is ended: a marker in every partition, the group coordinator's included, each durable, and at last the record
+//! that says so. Time comes in through [`TransactionCoordinator::run`] ([`timers`]).
 //!
 //! Invariants:
 //! - What memory says of an id is durable.
 //! - A partition takes records of a transaction only while memory says that it is ongoing and includes the partition
-//!   ([`TransactionCoordinator::admits`], asked under the partition's lock). So every open transaction of a partition has
-//!   a coordinator that will end it.
+//!   ([`TransactionCoordinator::admits`], asked under the partition's lock). So every open transaction of a partition
+//!   has a coordinator that will end it.
 //! - A transaction is complete only after all its markers are durable.
 //!
 //! | died here | then at the next start |
@@ -133,8 +133,8 @@ impl Cell {
 }
 
 impl TransactionCoordinator {
-    /// Creates `__transaction_state` if missing and reads it back; must be done before the port opens. Transactions that
-    /// were being ended go on with [`Self::run`].
+    /// Creates `__transaction_state` if missing and reads it back; must be done before the port opens. Transactions
+    /// that were being ended go on with [`Self::run`].
     pub async fn open(
         config: TransactionsConfig,
         topics: Arc<Topics>,
@@ -307,8 +307,8 @@ impl TransactionCoordinator {
         }
     }
 
-    /// Makes `next` durable and then true, whether or not the caller is still there. A transaction that is prepared with
-    /// it is ended after that; the caller does not wait for it, but the next one with the same id does.
+    /// Makes `next` durable and then true, whether or not the caller is still there. A transaction that is prepared
+    /// with it is ended after that; the caller does not wait for it, but the next one with the same id does.
     async fn store(self: &Arc<Self>, turn: Turn, next: Transaction) -> Result<(), ResponseError> {
         let this = self.clone();
         let (done, stored) = tokio::sync::oneshot::channel();

@@ -11,8 +11,8 @@
 //! version 1 is flexible: lengths and counts are unsigned varints of length + 1, and each struct ends in tagged fields
 //! ```
 //!
-//! Written is version 0. Tags of version 1 speak of Kafka's second transaction protocol and are skipped. Schemas: Kafka's
-//! `TransactionLogKey.json`, `TransactionLogValue.json`.
+//! Written is version 0. Tags of version 1 speak of Kafka's second transaction protocol and are skipped. Schemas:
+//! Kafka's `TransactionLogKey.json`, `TransactionLogValue.json`.
 
 use bytes::{BufMut, Bytes, BytesMut};
 

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Invariants:
-//! - Id and epoch are never given twice. Ending a transaction in its producer's place takes the next epoch, so that what
-//!   the producer still sends is refused; the last epoch, which no producer is given, is there for that.
+//! - Id and epoch are never given twice. Ending a transaction in its producer's place takes the next epoch, so that
+//!   what the producer still sends is refused; the last epoch, which no producer is given, is there for that.
 //! - A transaction that is prepared ends as it was prepared to.
 //! - Only an ongoing transaction admits records, and only for partitions that were added.
 //!
@@ -44,8 +44,8 @@ pub enum TransactionState {
 pub struct Transaction {
     pub producer_id: ProducerId,
     pub epoch: i16,
-    /// Id and epoch before those, as long as a producer that knows only them may have missed the answer. Not stored: after
-    /// a restart such a producer is fenced.
+    /// Id and epoch before those, as long as a producer that knows only them may have missed the answer. Not stored:
+    /// after a restart such a producer is fenced.
     pub previous: Option<(ProducerId, i16)>,
     pub timeout_ms: i32,
     pub state: TransactionState,

@@ -1,17 +1,17 @@
 //! Fetch: the batches from each position on, now or as soon as there are enough of them.
 //!
 //! Rules (Kafka's; see KIP-74 for sizes, KIP-227 for sessions):
-//! - **Wait.** Answer at once where nothing may be waited for, where any partition has an error, or where `min_bytes` are
-//!   there; else when enough has come, or at the deadline.
+//! - **Wait.** Answer at once where nothing may be waited for, where any partition has an error, or where `min_bytes`
+//!   are there; else when enough has come, or at the deadline.
 //! - **Size.** The first partition that has anything gives at least one whole batch; the others share what is left of
-//!   `max_bytes`, each within its own limit, in the order of the request, until a batch does not fit any more. Fragments of
-//!   batches are never sent.
+//!   `max_bytes`, each within its own limit, in the order of the request, until a batch does not fit any more.
+//!   Fragments of batches are never sent.
 //! - **Position.** The batch that holds the offset is sent from its first byte; clients drop the records before it.
 //! - **Sessions.** See [`session`]: what a client fetches is remembered, and it is told what is new.
 //! - **Records** are not decoded, and where they are local and many not copied either: the answer names ranges of log
 //!   files, which go from the page cache to the socket.
-//! - **Isolation.** Readers of committed data get nothing from the last stable offset on; below it they get everything, with
-//!   the list of transactions to leave out.
+//! - **Isolation.** Readers of committed data get nothing from the last stable offset on; below it they get everything,
+//!   with the list of transactions to leave out.
 //!
 //! A waiting Fetch sleeps on the high watermarks of its partitions; a wake reads one partition, from where it stopped.
 
@@ -49,8 +49,8 @@ const STORAGE_ERROR_SINCE: i16 = 6;
 /// First version that may carry zstd.
 const ZSTD_SINCE: i16 = 10;
 const READ_COMMITTED: i8 = 1;
-/// Files that one read may leave open for its answer: a read seldom covers more than two segments. None where the system
-/// cannot send from them.
+/// Files that one read may leave open for its answer: a read seldom covers more than two segments. None where the
+/// system cannot send from them.
 const FILES_PER_READ: u32 = if cfg!(target_os = "linux") { 4 } else { 0 };
 
 /// One partition of the request and what was read of it.
@@ -232,8 +232,8 @@ impl Fetch {
         self
     }
 
-    /// Reads local logs from the partition `first` on, for which there is `memory`. Returns which is next: one that is not
-    /// local, or for which memory has to be waited for. Blocking.
+    /// Reads local logs from the partition `first` on, for which there is `memory`. Returns which is next: one that is
+    /// not local, or for which memory has to be waited for. Blocking.
     fn read_local(&mut self, first: usize, memory: OwnedSemaphorePermit) -> usize {
         let mut memory_of_first = Some(memory);
         for at in first..self.slots.len() {

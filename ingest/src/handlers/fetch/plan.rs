@@ -29,16 +29,16 @@ impl SizeRule {
         Self { left: usize::try_from(request_max).unwrap_or(0).min(broker_max), taken: 0 }
     }
 
-    /// What the next partition may give, whose own limit is `partition_max`; nothing where the answer is full. As long as
-    /// nothing was taken, one batch of any size may be, or a batch above the limits could never be read.
+    /// What the next partition may give, whose own limit is `partition_max`; nothing where the answer is full. As long
+    /// as nothing was taken, one batch of any size may be, or a batch above the limits could never be read.
     pub fn limit(&self, partition_max: usize) -> Option<ReadLimit> {
         let limit = ReadLimit { max_bytes: self.left.min(partition_max), at_least_one: self.taken == 0 };
         (limit.max_bytes > 0 || limit.at_least_one).then_some(limit)
     }
 
-    /// What a partition gave that had something to give, and how much it could have given by its own limit. Where its next
-    /// batch does not fit what is left, the answer is full: another partition may have a smaller one, but to look into each
-    /// of thousands for a few bytes took a tenth of the time of such fetches.
+    /// What a partition gave that had something to give, and how much it could have given by its own limit. Where its
+    /// next batch does not fit what is left, the answer is full: another partition may have a smaller one, but to look
+    /// into each of thousands for a few bytes took a tenth of the time of such fetches.
     pub fn took(&mut self, bytes: usize, partition_max: usize) {
         let does_not_fit = bytes == 0 && self.taken > 0 && self.left <= partition_max;
         self.left = if does_not_fit { 0 } else { self.left.saturating_sub(bytes) };
@@ -86,8 +86,8 @@ impl WaitRule {
     }
 }
 
-/// A position may be the log end, where the next record will be, but not beyond. Held against the log end and not the high
-/// watermark: a position between the two is one that waits.
+/// A position may be the log end, where the next record will be, but not beyond. Held against the log end and not the
+/// high watermark: a position between the two is one that waits.
 pub(super) fn check_position(position: Offset, log_start: Offset, log_end: Offset) -> Result<(), ResponseError> {
     if position < log_start || position > log_end { Err(ResponseError::OffsetOutOfRange) } else { Ok(()) }
 }

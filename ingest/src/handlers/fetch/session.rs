@@ -1,19 +1,20 @@
 //! Fetch sessions (KIP-227): what a consumer fetches again and again is remembered, so that it names only what changes,
 //! and is told only of partitions that have something new.
 //!
-//! A request of epoch 0 asks for everything it names and opens a session if there is room; one of epoch -1 wants none, and
-//! closes the one it names; any other continues a session, adding, changing and forgetting partitions. A partition is
-//! told of again when it has records or an error, or when an offset of it is not what the client was told last.
+//! A request of epoch 0 asks for everything it names and opens a session if there is room; one of epoch -1 wants none,
+//! and closes the one it names; any other continues a session, adding, changing and forgetting partitions. A partition
+//! is told of again when it has records or an error, or when an offset of it is not what the client was told last.
 //!
 //! Invariants:
 //! - A session's epoch is the one its client has to name next. It rises with every request that continues the session,
-//!   before the partitions are read; an answer that finds another epoch than it left has been overtaken, and tells nothing.
-//! - What is kept of a partition is what the client was told last; nothing where it has to be told whatever it is, which
-//!   is so for a new partition and after an error.
+//!   before the partitions are read; an answer that finds another epoch than it left has been overtaken, and tells
+//!   nothing.
+//! - What is kept of a partition is what the client was told last; nothing where it has to be told whatever it is,
+//!   which is so for a new partition and after an error.
 //! - Each partition has one place in the order of its session, and the order is that of reading. What gave records goes
 //!   behind the others, so that a busy partition does not use up the answer again and again.
-//! - At most `kafka.fetch_sessions_max` sessions are kept, and [`PARTITIONS_MAX`] partitions in all of them. Whoever finds
-//!   no room is answered in full, which every client understands.
+//! - At most `kafka.fetch_sessions_max` sessions are kept, and [`PARTITIONS_MAX`] partitions in all of them. Whoever
+//!   finds no room is answered in full, which every client understands.
 //!
 //! Nothing of it is on disk. After a restart clients are told FETCH_SESSION_ID_NOT_FOUND, and open another session.
 
@@ -315,8 +316,8 @@ impl Cache {
         fits(self).then_some(true)
     }
 
-    /// The session that nobody has used for longest, if that is long; else the smallest of those that are no longer new,
-    /// if it is smaller than the one that comes.
+    /// The session that nobody has used for longest, if that is long; else the smallest of those that are no longer
+    /// new, if it is smaller than the one that comes.
     fn evictable(&self, partitions: usize, now: Instant) -> Option<i32> {
         let since = |then: Instant| now.saturating_duration_since(then);
         let idle = self.slots.iter().min_by_key(|(id, slot)| (slot.used, **id));

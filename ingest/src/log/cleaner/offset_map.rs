@@ -1,8 +1,8 @@
 //! The newest offset of each key, in memory of a fixed size.
 //!
-//! A slot has 24 bytes: two independent 64-bit hashes of the key, and the offset. Keys themselves are not kept. Two keys
-//! of the same 128 bits would count as one, and the older one's record be lost; the hashes are keyed at random for each
-//! map, so that nobody can look for such keys, and by chance there are none.
+//! A slot has 24 bytes: two independent 64-bit hashes of the key, and the offset. Keys themselves are not kept. Two
+//! keys of the same 128 bits would count as one, and the older one's record be lost; the hashes are keyed at random for
+//! each map, so that nobody can look for such keys, and by chance there are none.
 
 use std::hash::{BuildHasher, RandomState};
 

@@ -56,8 +56,8 @@ struct Output<'a> {
     aborted: Option<Vec<AbortedTransaction>>,
 }
 
-/// Writes what `filter` leaves of the first of `segments`, and of those after it for as long as it would fit them whole.
-/// None where `pace` said stop, or a segment is gone.
+/// Writes what `filter` leaves of the first of `segments`, and of those after it for as long as it would fit them
+/// whole. None where `pace` said stop, or a segment is gone.
 pub fn rewrite(
     dir: &Path,
     segments: &[Arc<Segment>],

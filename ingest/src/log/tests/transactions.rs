@@ -294,8 +294,8 @@ fn tear(fixture: &Fixture, bytes: usize, durable: Offset) {
     std::fs::write(&path, &log[..log.len().saturating_sub(bytes).max(synced_len)]).unwrap();
 }
 
-/// `durable`: what must not be torn, for segments were dropped that it had made complete. A marker may be the only thing
-/// that says how a transaction ended whose messages are in the archive.
+/// `durable`: what must not be torn, for segments were dropped that it had made complete. A marker may be the only
+/// thing that says how a transaction ended whose messages are in the archive.
 fn apply(fixture: &Fixture, mut run: Run, written: &mut Vec<Written>, durable: &mut Offset, op: Op) -> Run {
     let story = Story::of(written);
     match op {

@@ -1,5 +1,5 @@
-//! The Fetch response, written by hand so that record bytes go from the log or the cache to the socket uncopied: metadata
-//! in small buffers, the chunks of records between them as they are, in memory or in their file.
+//! The Fetch response, written by hand so that record bytes go from the log or the cache to the socket uncopied:
+//! metadata in small buffers, the chunks of records between them as they are, in memory or in their file.
 //!
 //! Layout (Kafka's `FetchResponse.json`; "compact" lengths and tag sections from version 12):
 //!

@@ -1,24 +1,24 @@
 //! Walks a request before it is decoded, by [`schema`](super::schema), without allocating.
 //!
 //! The decoders of `kafka-protocol` pass an array length from the wire to `Vec::with_capacity`: forty bytes from anyone
-//! who can connect could ask for 150 GB and abort the process. So every length is held against what the frame really has,
-//! and the array elements of one request are capped. What passes has as many elements as it claims, so that decoding it
-//! costs a bounded multiple of its size.
+//! who can connect could ask for 150 GB and abort the process. So every length is held against what the frame really
+//! has, and the array elements of one request are capped. What passes has as many elements as it claims, so that
+//! decoding it costs a bounded multiple of its size.
 //!
-//! What a frame holds behind its request is ignored, as in Kafka: librdkafka's Metadata 9 and later for all topics leaves
-//! three bytes of an array length that it reserved as four and wrote as one.
+//! What a frame holds behind its request is ignored, as in Kafka: librdkafka's Metadata 9 and later for all topics
+//! leaves three bytes of an array length that it reserved as four and wrote as one.
 //!
 //! Invariants:
-//! - The walk reads lengths exactly as the decoder does, and refuses what the two could read differently: varints of more
-//!   than 32 bits, tagged fields whose content is not as long as their size says, tags out of order.
+//! - The walk reads lengths exactly as the decoder does, and refuses what the two could read differently: varints of
+//!   more than 32 bits, tagged fields whose content is not as long as their size says, tags out of order.
 //! - It never allocates, never panics, and takes time linear in the bytes of the frame.
 
 use kafka_protocol::messages::ApiKey;
 
 use super::schema::{self, Field, Kind};
 
-/// Array elements and tagged fields one request may hold over all its arrays. A decoded element takes up to about 140 bytes
-/// and a tagged field that has no other beside it 400, so one request costs at most some 30 MiB beyond its frame
+/// Array elements and tagged fields one request may hold over all its arrays. A decoded element takes up to about 140
+/// bytes and a tagged field that has no other beside it 400, so one request costs at most some 30 MiB beyond its frame
 /// (`a_full_request_costs_what_the_guard_says` in `tests/fuzz_corpus.rs`).
 pub const ELEMENTS_MAX: usize = 100_000;
 

@@ -7,6 +7,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thermocline_ingest::model::Timestamp;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::super::App;
@@ -77,7 +78,7 @@ pub(super) async fn search(State(app): State<Arc<App>>, mut call: Call) -> Resul
     let (parsed, response) = run(&app, &wanted).await?;
     let scroll_id = is_scroll.then(|| next_scroll(wanted, &response)).transpose()?;
     let beside = Beside { total_as_number, scroll_id, ..answered(started, &parsed) };
-    Ok(bytes_response(search_answer(&response, &parsed, &beside)))
+    Ok(bytes_response(formed(response, parsed, beside).await?))
 }
 
 /// `_search/scroll`: the next page.
@@ -97,7 +98,7 @@ pub(super) async fn scroll(State(app): State<Arc<App>>, mut call: Call) -> Resul
         let parsed = SearchBody::parse(body, app.services.clock.now(), app.services.search.buckets_max())?;
         let response = SearchResponse { total, relation: relation(exact), ..SearchResponse::default() };
         let beside = Beside { scroll_id: Some(id), total_as_number, ..answered(started, &parsed) };
-        return Ok(bytes_response(search_answer(&response, &parsed, &beside)));
+        return Ok(bytes_response(formed(response, parsed, beside).await?));
     };
     let options = IndexOptions { ignore_unavailable: true, allow_no_indices: true };
     let wanted = Wanted { index, options, body, is_scroll: true, cursor: Some(cursor) };
@@ -106,7 +107,7 @@ pub(super) async fn scroll(State(app): State<Arc<App>>, mut call: Call) -> Resul
     (response.total, response.relation) = (total, relation(exact));
     let scroll_id = Some(next_scroll(wanted, &response)?);
     let beside = Beside { scroll_id, total_as_number, ..answered(started, &parsed) };
-    Ok(bytes_response(search_answer(&response, &parsed, &beside)))
+    Ok(bytes_response(formed(response, parsed, beside).await?))
 }
 
 /// `DELETE` of a scroll or of a point in time: there is nothing to free.
@@ -220,7 +221,13 @@ async fn one_of_many(
     let wanted = Wanted { index, options, body, is_scroll: false, cursor: None };
     let (parsed, response) = run(app, &wanted).await?;
     let beside = Beside { total_as_number, status: Some(200), ..answered(started, &parsed) };
-    Ok(search_answer(&response, &parsed, &beside))
+    formed(response, parsed, beside).await
+}
+
+/// The answer as JSON: a page may be many megabytes.
+async fn formed(response: SearchResponse, parsed: SearchBody, beside: Beside) -> Result<Vec<u8>, ElasticError> {
+    let formed = spawn_blocking(move || search_answer(&response, &parsed, &beside)).await;
+    formed.map_err(|_| SearchError::Panicked.into())
 }
 
 async fn run(app: &App, wanted: &Wanted) -> Result<(SearchBody, SearchResponse), ElasticError> {

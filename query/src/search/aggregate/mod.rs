@@ -1,15 +1,15 @@
 //! Aggregations over the matches of a search: Tantivy's, in Elasticsearch's form, one pass per split, merged here.
 //!
-//! A tree of [`Aggregation`]s is made by `elastic/aggs.rs`, which checks every setting. It is compiled once to Tantivy's
-//! request, run as a second collector beside the one of the hits, merged split by split ([`Merged`]) and written out in
-//! Elasticsearch's form (`answer.rs`).
+//! A tree of [`Aggregation`]s is made by `elastic/aggs.rs`, which checks every setting. It is compiled once to
+//! Tantivy's request, run as a second collector beside the one of the hits, merged split by split ([`Merged`]) and
+//! written out in Elasticsearch's form (`answer.rs`).
 //!
 //! - **Columns.** What is aggregated is a column of a split: `timestamp`, `offset`, and, where the topic keeps them
-//!   (`search.fast`), `key`, headers and the leaves of JSON values. A split that keeps no such column cannot take part; it is
-//!   counted ([`Merged::lacking`]) and the answer says so. If no split has it, the request is refused.
+//!   (`search.fast`), `key`, headers and the leaves of JSON values. A split that keeps no such column cannot take part;
+//!   it is counted ([`Merged::lacking`]) and the answer says so. If no split has it, the request is refused.
 //! - **Places.** `topic` and `partition` are the same for all messages of a split. Their columns are made up, and what
-//!   Tantivy cannot do with such columns (an order by key, a least count) is asked of it only where splits are merged. A
-//!   topic or partition in which nothing matches has no bucket, whatever `min_doc_count` says.
+//!   Tantivy cannot do with such columns (an order by key, a least count) is asked of it only where splits are merged.
+//!   A topic or partition in which nothing matches has no bucket, whatever `min_doc_count` says.
 //! - **Time.** `timestamp` is a plain number of milliseconds. Intervals of a fixed length are a histogram over it;
 //!   months, quarters and years one over a column that is computed (`columns.rs`).
 //! - **Filters.** `filter`, `filters`, `missing`, `range` and `date_range` are one thing: a computed column that says
@@ -227,8 +227,8 @@ struct SplitRun {
 pub struct AggregationsAnswer {
     /// By name, in Elasticsearch's form.
     pub values: Map<String, Value>,
-    /// Columns that were asked for, with the number of searched splits that do not keep them; their messages are missing
-    /// from what was computed over the column.
+    /// Columns that were asked for, with the number of searched splits that do not keep them; their messages are
+    /// missing from what was computed over the column.
     pub lacking: BTreeMap<String, usize>,
 }
 

@@ -1,12 +1,12 @@
 //! Pipelines: numbers that follow from those in a bucket and in its neighbours, computed on the finished answer.
 //!
-//! They are applied bucket list by bucket list, in the order of the tree, in which a pipeline comes behind those that it
-//! reads. They are given by what Elasticsearch documents of them:
+//! They are applied bucket list by bucket list, in the order of the tree, in which a pipeline comes behind those that
+//! it reads. They are given by what Elasticsearch documents of them:
 //!
 //! - A bucket without documents has no number, though its count is one, nor has one whose metric is null; such a gap is
 //!   skipped, or counts as zero, or counts if the metric has a value all the same ([`Gaps`]).
-//! - Where there is nothing to compute from (the first derivative), a bucket has no member of the pipeline's name; where
-//!   what was computed is no number (a division by zero, a derivative beside a gap), its value is null.
+//! - Where there is nothing to compute from (the first derivative), a bucket has no member of the pipeline's name;
+//!   where what was computed is no number (a division by zero, a derivative beside a gap), its value is null.
 
 mod expression;
 

@@ -1,8 +1,8 @@
 //! Building one live split from the log, which is the truth: read, decode, index, write to the scratch folder, open.
 //! Neighbouring splits become one without the log.
 //!
-//! What is archived takes its index over from here (`thermocline_tiering::split::PreparedSplits`). So a chunk ends where
-//! a segment of the log does: an archived file is of one segment.
+//! What is archived takes its index over from here (`thermocline_tiering::split::PreparedSplits`). So a chunk ends
+//! where a segment of the log does: an archived file is of one segment.
 //!
 //! A scratch file is a split as the archive writes it (see `thermocline_tiering::split`), named `<number>.split`. It is
 //! not synced and nothing refers to it after the process is gone: the folder is emptied at start.
@@ -271,8 +271,8 @@ impl Building {
 
 impl LiveSplit {
     /// Whether it was made in another way than is `wanted` now, or may hold messages that compaction has taken out of
-    /// `partition` since. The latter are left out of every page of hits, as they are not found there any more, but counted
-    /// until it is made again.
+    /// `partition` since. The latter are left out of every page of hits, as they are not found there any more, but
+    /// counted until it is made again.
     pub fn is_outdated(&self, wanted: SplitOptions, partition: &Partition) -> bool {
         let (compactions, through) = partition.compactions();
         self.options != wanted || self.compactions < compactions && self.span.start < through

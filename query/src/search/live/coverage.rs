@@ -40,8 +40,9 @@ impl<T: Spans> Coverage<T> {
         &self.splits
     }
 
-    /// Appends what was indexed up to `through`; no split where nothing in the range could be. Not if this has begun anew
-    /// below `begun_at`, the [`Self::indexed_through`] from which that was indexed: there would be a hole before it.
+    /// Appends what was indexed up to `through`; no split where nothing in the range could be. Not if this has begun
+    /// anew below `begun_at`, the [`Self::indexed_through`] from which that was indexed: there would be a hole before
+    /// it.
     pub fn append(&mut self, begun_at: Offset, split: Option<T>, through: Offset) -> bool {
         if self.indexed_through < begun_at {
             return false;

@@ -9,8 +9,8 @@
 //! 2. A split is dropped only when the manifest *as searches read it* ([`Tiering::manifest`]) covers it, or the log
 //!    start has passed it. See `view.rs` for why a search then finds every message once.
 //! 3. At most `search.live_builders` chunks are being indexed at any time, each of another partition, so that chunks of
-//!    a partition are added in order; beside them there is at most one merge. Each is bounded in memory by the limits in
-//!    `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what is not yet searchable;
+//!    a partition are added in order; beside them there is at most one merge. Each is bounded in memory by the limits
+//!    in `build.rs` and `plan.rs`. Merges run at low priority, so that they do not hold up what is not yet searchable;
 //!    searches cost a little more until they are done, and past [`SPLITS_URGENT`] splits they do not wait any more.
 //! 4. `indexed_through` is at most the high watermark: what is not committed is not found.
 //! 5. No split reaches beyond a segment of the log that will be archived, unless the archive lags far behind
@@ -342,8 +342,8 @@ impl LiveIndex {
         through < stable
     }
 
-    /// Replaces neighbouring splits by one, if that is worth it, or one by itself if the topic is to be indexed in another
-    /// way by now. At low priority, as long as they are not too many. Says whether it did.
+    /// Replaces neighbouring splits by one, if that is worth it, or one by itself if the topic is to be indexed in
+    /// another way by now. At low priority, as long as they are not too many. Says whether it did.
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
         let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
