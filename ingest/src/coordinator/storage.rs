@@ -1,6 +1,6 @@
 //! `__consumer_offsets`: where groups live on disk. Formats of the records are those of [`super::records`]; the batches
-//! are ordinary v2 batches in an ordinary internal topic. A group lives in partition `abs(java hash of its id) %
-//! count`.
+//! are ordinary v2 batches in an ordinary internal topic. A group lives in partition
+//! `abs(java hash of its id) % count`.
 //!
 //! Offsets that a transaction commits are in transactional batches of its producer. They are pending until its marker,
 //! which puts them in force or drops them. Of all that is committed or removed for a partition, in transactions or not,
