@@ -225,7 +225,7 @@ impl Task {
             split.search(held, || {
                 ask_for_all(split, query.as_ref(), job.scope.sort);
                 let beside = job.beside.as_ref().map(|beside| beside.queries(split, extent));
-                // That they cannot be built says the search itself once it has all bytes.
+                // Where they cannot be built, the search itself says so once it has all bytes.
                 for query in beside.and_then(Result::ok).iter().flatten() {
                     ask_for_all(split, query.as_ref(), Sort::NewestFirst);
                 }
