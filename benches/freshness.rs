@@ -2,10 +2,14 @@
 //! topic, archiving included; and what indexing costs the acks. Beside it: the processor time it took, all included,
 //! and how many files the archive made, and how many of them with splits of the live index.
 //!
+//! What is looked for are words of their own in some batches, each from its ack on: one search over the whole topic
+//! every [`LOOK_EVERY`], so that looking is a load of known size, and none that grows as the index falls behind.
+//!
 //! `THERMOCLINE_BENCH_RATE` sets megabytes per second (default 10), `THERMOCLINE_BENCH_SECONDS` how long (default 30).
 
 mod support;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +18,13 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use support::{BenchResult, Lines, Rig};
 use thermocline_ingest::clock::SystemClock;
+use thermocline_ingest::latency::ProduceLatency;
 use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, TimestampType};
 use thermocline_ingest::record::BatchEncoder;
 use thermocline_ingest::topics::Topic;
 use thermocline_query::search::{Search, SearchRequest};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 const PARTITIONS: i32 = 8;
@@ -27,8 +32,8 @@ const PARTITIONS: i32 = 8;
 const BATCH_BYTES: usize = 32 << 10;
 /// One batch of so many carries a word of its own that is searched for from its ack on.
 const PROBE_EVERY: usize = 64;
-/// Between two looks for the same probe: what the figures may be too large by.
-const PROBE_PAUSE: Duration = Duration::from_millis(20);
+/// Between two searches. The figures are too large by this, times the partitions with probes that are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A probe that is not found by then counts as found then.
 const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -84,6 +89,8 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
     let background = (tokio::spawn(indexing), tokio::spawn(archiving));
 
     let measured = Arc::new(Mutex::new(Measured::default()));
+    let probes = Arc::new(Probes::of(topic.partitions.len()));
+    let looking = (index != "off").then(|| probes.clone().look(search.clone(), topic.clone()));
     let (start, cpu) = (Instant::now(), support::cpu_seconds());
     let mut producers = JoinSet::new();
     for (number, partition) in (0..).zip(&topic.partitions) {
@@ -91,8 +98,8 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
         let producer = Producer {
             number,
             partition: partition.clone(),
-            topic: topic.clone(),
-            search: (index != "off").then(|| search.clone()),
+            latency: rig.metrics.produce_latency.clone(),
+            probes: looking.is_some().then(|| probes.clone()),
             measured: measured.clone(),
             pause: Duration::from_secs_f64(BATCH_BYTES as f64 / share as f64),
         };
@@ -103,11 +110,11 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
         bytes += produced?.map_err(|error| error.to_string())?;
     }
     let achieved = bytes as f64 / 1e6 / start.elapsed().as_secs_f64();
-    // Probes hold the list until they have found what they look for.
-    let deadline = Instant::now() + PROBE_PATIENCE;
-    while Arc::strong_count(&measured) > 1 && Instant::now() < deadline {
-        tokio::time::sleep(PROBE_PAUSE).await;
+    if let Some(looking) = looking {
+        probes.close();
+        measured.lock().found = looking.await?;
     }
+    let duty = rig.tiering_metrics.background_duty.get();
     shutdown.cancel();
     background.0.await?;
     background.1.await?;
@@ -121,9 +128,11 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
         .sum::<usize>();
     let taken = rig.tiering_metrics.archived_splits_taken.get();
     measured.cost = format!(
-        "{:<26} {:.2} s of processor time per second, {files} files archived, {taken} with splits of the live index",
+        "{:<26} {:.2} s of processor time per second; archiving in {:.0} % of it in the end, {files} files, {taken} of them \
+         with splits of the live index",
         "",
-        (support::cpu_seconds() - cpu) / start.elapsed().as_secs_f64()
+        (support::cpu_seconds() - cpu) / start.elapsed().as_secs_f64(),
+        duty * 100.0,
     );
     Ok((measured, achieved))
 }
@@ -131,9 +140,10 @@ async fn produce(index: &str, rate: usize, seconds: usize) -> BenchResult<(Measu
 struct Producer {
     number: usize,
     partition: Arc<Partition>,
-    topic: Arc<Topic>,
-    /// Where probes are looked for.
-    search: Option<Arc<Search>>,
+    /// What archiving gives way to.
+    latency: Arc<ProduceLatency>,
+    /// None where nothing is looked for.
+    probes: Option<Arc<Probes>>,
     measured: Arc<Mutex<Measured>>,
     /// Between two batches.
     pause: Duration,
@@ -156,10 +166,12 @@ impl Producer {
             let partition = self.partition.clone();
             let appended = tokio::task::spawn_blocking(move || partition.append(&batch)).await??;
             self.partition.committed(appended.last_offset.next()).await?;
-            self.measured.lock().acks.push(sent.elapsed());
+            let took = sent.elapsed();
+            self.latency.record(took);
+            self.measured.lock().acks.push(took);
             produced += batch_bytes;
-            if let (Some(word), Some(search)) = (probe, &self.search) {
-                tokio::spawn(find(search.clone(), self.topic.clone(), word, Instant::now(), self.measured.clone()));
+            if let (Some(word), Some(probes)) = (probe, &self.probes) {
+                probes.add(self.number, word);
             }
         }
         Ok(produced)
@@ -186,19 +198,65 @@ fn batch(lines: &mut Lines, probe: Option<&str>) -> Option<(Bytes, usize)> {
     Some((encoder.finish()?, bytes))
 }
 
-/// Searches for `word` until it is found. One probe looks at a time, so that looking does not become the load.
-async fn find(search: Arc<Search>, topic: Arc<Topic>, word: String, acked: Instant, measured: Arc<Mutex<Measured>>) {
-    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let request = SearchRequest { query: word, topics: vec![topic.name.clone()], limit: 1, ..SearchRequest::default() };
-    while acked.elapsed() < PROBE_PATIENCE {
-        let turn = TURN.lock().await;
-        // A refusal, as from too many searches at once, is a late answer.
-        let is_found = search.search(request.clone()).await.is_ok_and(|page| page.total > 0);
-        drop(turn);
-        if is_found {
-            break;
-        }
-        tokio::time::sleep(PROBE_PAUSE).await;
+/// Words that are looked for.
+struct Probes(Mutex<Waiting>);
+
+struct Waiting {
+    /// Those of each partition and when they were acked, oldest first: a later one is not found before an earlier one.
+    of_partition: Vec<VecDeque<(String, Instant)>>,
+    /// No more come.
+    is_closed: bool,
+}
+
+impl Probes {
+    fn of(partitions: usize) -> Self {
+        Self(Mutex::new(Waiting { of_partition: vec![VecDeque::new(); partitions], is_closed: false }))
     }
-    measured.lock().found.push(acked.elapsed());
+
+    fn add(&self, partition: usize, word: String) {
+        if let Some(waiting) = self.0.lock().of_partition.get_mut(partition) {
+            waiting.push_back((word, Instant::now()));
+        }
+    }
+
+    fn close(&self) {
+        self.0.lock().is_closed = true;
+    }
+
+    /// Looks for the oldest of each partition in turn, until all are found and no more come. Returns how long after its
+    /// ack each was found.
+    fn look(self: Arc<Self>, search: Arc<Search>, topic: Arc<Topic>) -> JoinHandle<Vec<Duration>> {
+        tokio::spawn(async move {
+            let (mut found, mut partition) = (Vec::new(), 0);
+            while !self.is_over() {
+                if let Some((of, word, acked)) = self.oldest_after(partition) {
+                    partition = of;
+                    let topics = vec![topic.name.clone()];
+                    let request = SearchRequest { query: word, topics, limit: 1, ..SearchRequest::default() };
+                    // A refusal, as from too many searches at once, is a late answer.
+                    let is_found = search.search(request).await.is_ok_and(|page| page.total > 0);
+                    if is_found || acked.elapsed() > PROBE_PATIENCE {
+                        found.push(acked.elapsed());
+                        self.0.lock().of_partition[partition].pop_front();
+                    }
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            found
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        let waiting = self.0.lock();
+        waiting.is_closed && waiting.of_partition.iter().all(VecDeque::is_empty)
+    }
+
+    /// The oldest of the next partition that has some, and when it was acked.
+    fn oldest_after(&self, partition: usize) -> Option<(usize, String, Instant)> {
+        let of_partition = &self.0.lock().of_partition;
+        (1..=of_partition.len()).map(|step| (partition + step) % of_partition.len()).find_map(|next| {
+            let (word, acked) = of_partition[next].front()?;
+            Some((next, word.clone(), *acked))
+        })
+    }
 }

@@ -40,7 +40,7 @@ impl SearchMetrics {
             )?,
             live_docs: gauge(LIVE_DOCS, "messages in the splits of the live index")?,
             live_bytes: gauge(LIVE_BYTES, "size of the live index on disk")?,
-            live_lag_ms: gauge(LIVE_LAG_MS, "how long the partition furthest behind has had unindexed messages")?,
+            live_lag_ms: gauge(LIVE_LAG_MS, "how long the oldest unindexed message has waited, at most")?,
             live_merges: counter(LIVE_MERGES, "merges of live splits")?,
             live_failures: counter(LIVE_FAILURES, "failed steps of the live index")?,
             live_batches_skipped: counter(LIVE_BATCHES_SKIPPED, "batches the live index could not decode")?,

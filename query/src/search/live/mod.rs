@@ -97,7 +97,7 @@ struct LivePartition {
 
 #[derive(Default)]
 struct Progress {
-    /// When it was first seen to be behind, if it is.
+    /// What came before is indexed; None where all is.
     behind_since: Option<Timestamp>,
     paused_until: Option<Instant>,
     /// It waits for a builder, or one is at it.
@@ -296,8 +296,7 @@ impl LiveIndex {
             if !is_paused && coverage.splits().iter().any(|split| split.is_outdated(wanted, &live.partition)) {
                 self.merges.notify_one();
             }
-            progress.behind_since = is_behind.then(|| progress.behind_since.unwrap_or(now));
-            longest_ms = longest_ms.max(progress.behind_since.map_or(0, |since| now.0.saturating_sub(since.0)));
+            longest_ms = longest_ms.max(progress.look(is_behind, now));
             if is_behind && !is_paused && !std::mem::replace(&mut progress.is_in_line, true) {
                 behind.push(live.clone());
             }
@@ -310,6 +309,7 @@ impl LiveIndex {
     async fn index_next_chunk(&self, live: &Arc<LivePartition>) -> bool {
         let partition = live.partition.clone();
         let Some(options) = SplitOptions::of_topic(&partition.config()) else { return false };
+        let looked_at = self.clock.now();
         let stable = partition.last_stable_offset();
         // Offsets between the horizon and the local start do not exist: only what the manifest covers is trimmed.
         let skip_to = self.horizon(&partition).max(partition.local_start_offset());
@@ -335,7 +335,13 @@ impl LiveIndex {
             return true;
         }
         self.progress.send_replace(());
-        live.progress.lock().added_at = Some(Instant::now());
+        {
+            let mut progress = live.progress.lock();
+            progress.added_at = Some(Instant::now());
+            if through >= stable {
+                progress.behind_since = Some(looked_at);
+            }
+        }
         if live.snapshot().splits().len() >= MERGE_COUNT {
             self.merges.notify_one();
         }
@@ -417,6 +423,14 @@ impl LiveIndex {
     }
 }
 
+impl Progress {
+    /// How many milliseconds the oldest message that is not indexed may have waited by `now`.
+    fn look(&mut self, is_behind: bool, now: Timestamp) -> i64 {
+        self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(now));
+        self.behind_since.map_or(0, |since| now.0.saturating_sub(since.0).max(0))
+    }
+}
+
 impl LivePartition {
     fn snapshot(&self) -> Arc<Coverage<LiveSplit>> {
         self.coverage.lock().clone()
@@ -456,5 +470,26 @@ impl LivePartition {
 
     fn pause(&self) {
         self.progress.lock().paused_until = Some(Instant::now() + FAILURE_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_behind_since_all_of_it_was_indexed_last() {
+        let mut progress = Progress::default();
+        let look = |progress: &mut Progress, is_behind, now| progress.look(is_behind, Timestamp(now));
+        assert_eq!(look(&mut progress, false, 1000), 0);
+        assert_eq!(look(&mut progress, true, 1250), 0);
+        assert_eq!(look(&mut progress, true, 1500), 250);
+        // Written to all the time, it is never seen without something to index.
+        progress.behind_since = Some(Timestamp(1600));
+        assert_eq!(look(&mut progress, true, 1750), 150);
+        assert_eq!(look(&mut progress, false, 2000), 0);
+        assert_eq!(look(&mut progress, true, 2250), 0);
+        // The clock was set back.
+        assert_eq!(look(&mut progress, true, 2000), 0);
     }
 }
