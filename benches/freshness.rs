@@ -157,7 +157,9 @@ impl Producer {
         let mut lines = Lines::seeded(self.number as u64, bytes);
         let mut produced = 0;
         for sequence in 0_usize.. {
-            let probe = sequence.is_multiple_of(PROBE_EVERY).then(|| format!("probe{}x{sequence}", self.number));
+            // Those of the partitions come one after the other, for they are looked for one after the other.
+            let turn = sequence + self.number * PROBE_EVERY / PARTITIONS as usize;
+            let probe = turn.is_multiple_of(PROBE_EVERY).then(|| format!("probe{}x{sequence}", self.number));
             let Some((batch, batch_bytes)) = batch(&mut lines, probe.as_deref()) else { break };
             // Late batches catch up: the rate is that of all, as from many producers.
             let due = start + self.pause.mul_f64(sequence as f64);

@@ -5,7 +5,7 @@
 //! when it is decided whether to count on what is there; and when the file is complete, for what was missing may have
 //! been indexed meanwhile. In between a file that is large enough ends where a split does, if it can.
 //!
-//! Splits are taken if they were made with the options of the file, have its rows as documents and nothing else, and
+//! One split that holds all of the file is taken as it is. Splits are taken if they were made with the options of the file, have its rows as documents and nothing else, and
 //! fit into the memory of the job. Two things say that their documents are the rows: the offsets that the splits cover
 //! and how many documents they have, which costs nothing; then, once they are merged, offset and timestamp of each
 //! document, in order (`RowDigest`). Where anything differs, or a split cannot be read, the file is started over and
@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bytes::Bytes;
 use tantivy::HasLen;
 use tantivy::directory::{FileHandle, OwnedBytes};
 use thermocline_ingest::model::Offset;
@@ -68,8 +69,12 @@ impl PreparedSource {
         if rows != docs || splits.is_empty() || self.bytes_of(file, splits) > self.memory_bytes {
             return Ok(None);
         }
-        let splits = splits.iter().map(|split| open_in_memory(split.file.as_ref())).collect::<Result<_, _>>()?;
-        match SplitJoin::of(splits)? {
+        if let [split] = splits {
+            let (split, bytes) = open_in_memory(split.file.as_ref())?;
+            return Ok(Some(SplitMerger::of_whole(split, Bytes::from_owner(bytes))));
+        }
+        let splits = splits.iter().map(|split| Ok(open_in_memory(split.file.as_ref())?.0));
+        match SplitJoin::of(splits.collect::<Result<_, SplitError>>()?)? {
             SplitJoin::Merge(merger) => Ok(Some(merger)),
             SplitJoin::IndexAgain(_) => Ok(None),
         }
@@ -93,10 +98,11 @@ pub(super) fn ends_with_split(
 }
 
 /// Reads a split as a whole: a merge reads all of it, term by term.
-fn open_in_memory(file: &dyn FileHandle) -> Result<SplitReader, SplitError> {
+fn open_in_memory(file: &dyn FileHandle) -> Result<(SplitReader, OwnedBytes), SplitError> {
     background::pause();
     let bytes = file.read_bytes(0..file.len())?;
-    SplitReader::open(Arc::new(Unhurried { bytes, reads: AtomicU32::new(0) }))
+    let split = SplitReader::open(Arc::new(Unhurried { bytes: bytes.clone(), reads: AtomicU32::new(0) }))?;
+    Ok((split, bytes))
 }
 
 /// A split in memory, at which whoever reads it rests when it is time to.

@@ -26,6 +26,8 @@ pub enum SplitJoin {
 /// Splits of neighbouring files, in offset order, that were made in the same way.
 pub struct SplitMerger {
     splits: Vec<SplitReader>,
+    /// The only one of them as it is, where there is nothing to merge.
+    whole: Option<Bytes>,
 }
 
 impl SplitJoin {
@@ -33,7 +35,7 @@ impl SplitJoin {
     pub fn of(splits: Vec<SplitReader>) -> Result<Self, SplitError> {
         let mut pairs = splits.iter().zip(splits.iter().skip(1));
         if pairs.all(|(a, b)| a.fields.schema == b.fields.schema && a.index.settings() == b.index.settings()) {
-            return Ok(Self::Merge(SplitMerger { splits }));
+            return Ok(Self::Merge(SplitMerger { splits, whole: None }));
         }
         let mut joint: Option<SplitOptions> = None;
         for split in &splits {
@@ -52,6 +54,11 @@ impl SplitJoin {
 }
 
 impl SplitMerger {
+    /// Of one split, whose bytes are these.
+    pub fn of_whole(split: SplitReader, bytes: Bytes) -> Self {
+        Self { splits: vec![split], whole: Some(bytes) }
+    }
+
     /// How the splits were made, and the merged one is.
     pub fn options(&self) -> Option<SplitOptions> {
         self.splits.first().map(|split| split.fields.options())
@@ -71,6 +78,10 @@ impl SplitMerger {
     }
 
     fn finish_if(self, check: impl FnOnce(&RowDigest) -> Result<(), SplitError>) -> Result<Bytes, SplitError> {
+        if let (Some(bytes), [split]) = (self.whole, self.splits.as_slice()) {
+            check(&rows_of(&split.index)?)?;
+            return Ok(bytes);
+        }
         let indices: Vec<_> = self.splits.into_iter().map(|split| split.index).collect();
         let directory = RamDirectory::create();
         let merged = merge_indices(&indices, directory.clone())?;

@@ -33,9 +33,11 @@ mod build;
 mod coverage;
 mod plan;
 
+use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -205,10 +207,37 @@ impl LiveIndex {
                 () = shutdown.cancelled() => return,
                 () = self.merges.notified() => {}
             }
-            for live in self.all() {
-                while !shutdown.is_cancelled() && self.merge_next(&live).await {}
-            }
+            while !shutdown.is_cancelled() && self.merge_where_most(shutdown).await {}
         }
+    }
+
+    /// One merge in each partition that has at least half as many splits as the one with most, for those cost searches
+    /// most. Says whether there was one.
+    async fn merge_where_most(&self, shutdown: &CancellationToken) -> bool {
+        let due = self.all().into_iter().filter(|live| self.planned(live, &live.snapshot()).is_some());
+        let mut due: Vec<_> = due.map(|live| (live.snapshot().splits().len(), live)).collect();
+        due.sort_unstable_by_key(|(splits, _)| Reverse(*splits));
+        let most = due.first().map_or(0, |(splits, _)| *splits);
+        let mut has_merged = false;
+        for (_, live) in due.iter().take_while(|(splits, _)| splits * 2 >= most) {
+            if shutdown.is_cancelled() {
+                break;
+            }
+            has_merged |= self.merge_next(live).await;
+        }
+        has_merged
+    }
+
+    /// The splits of a partition to replace by one next: neighbours, if that is worth it, or one by itself if the topic
+    /// is to be indexed in another way by now.
+    fn planned(&self, live: &LivePartition, snapshot: &Coverage<LiveSplit>) -> Option<Range<usize>> {
+        let options = SplitOptions::of_topic(&live.partition.config())?;
+        let outdated = snapshot.splits().iter().position(|split| split.is_outdated(options, &live.partition));
+        outdated.map(|at| at..at + 1).or_else(|| {
+            let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
+            let is_quiet = live.progress.lock().added_at.is_none();
+            plan(&costs, &live.segments_of(snapshot), is_quiet)
+        })
     }
 
     fn all(&self) -> Vec<Arc<LivePartition>> {
@@ -348,16 +377,11 @@ impl LiveIndex {
         through < stable
     }
 
-    /// Replaces neighbouring splits by one, if that is worth it, or one by itself if the topic is to be indexed in
-    /// another way by now. At low priority, as long as they are not too many. Says whether it did.
+    /// Replaces what is planned by one split. At low priority, as long as they are not too many. Says whether it did.
     async fn merge_next(&self, live: &Arc<LivePartition>) -> bool {
         let Some(options) = SplitOptions::of_topic(&live.partition.config()) else { return false };
         let snapshot = live.snapshot();
-        let outdated = snapshot.splits().iter().position(|split| split.is_outdated(options, &live.partition));
-        let costs: Vec<Cost> = snapshot.splits().iter().map(|split| split.cost).collect();
-        let is_quiet = live.progress.lock().added_at.is_none();
-        let segments = live.segments_of(&snapshot);
-        let planned = outdated.map(|at| at..at + 1).or_else(|| plan(&costs, &segments, is_quiet));
+        let planned = self.planned(live, &snapshot);
         let members = planned.and_then(|range| snapshot.splits().get(range)).unwrap_or_default();
         let (Some(first), Some(last)) = (members.first(), members.last()) else { return false };
         // What the archive covers by now may be gone from the log, and is not asked for here any more.
@@ -376,7 +400,7 @@ impl LiveIndex {
                 None => build(&partition, &chunk, options, path, &metrics),
             },
         };
-        let built = match costs.len() > SPLITS_URGENT {
+        let built = match snapshot.splits().len() > SPLITS_URGENT {
             true => tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string()),
             false => self.merging.run(MERGE_THREAD, work).await.map_err(|error| error.to_string()),
         };

@@ -2,28 +2,33 @@
 //!
 //! A tick may add a split, a search opens each: their number must stay small, and rewriting must stay cheap. As in a
 //! log-structured tree, splits of one size tier are merged when [`MERGE_COUNT`] of them lie side by side, so that a
-//! record is rewritten once per tier. Arrivals of mixed sizes may never line up like that; past [`SPLITS_MAX`] the
-//! cheapest window is merged whatever its tiers.
+//! record is rewritten once per tier; from [`LARGE_BYTES`] on, where rewriting is what a busy machine has no time for,
+//! when [`MERGE_COUNT_LARGE`] do. Arrivals of mixed sizes may never line up like that; past [`SPLITS_MAX`] the cheapest
+//! window is merged whatever its tiers.
 //!
 //! A partition that has gone quiet settles: its tail is merged wherever that at least doubles the largest part of it,
 //! so that thousands of quiet partitions keep a few splits each, and a trickle does not rewrite what is large.
 //!
 //! The archive takes over splits that do not reach beyond a segment of the log. So only splits of one segment are
 //! merged, the newest segment first, for the oldest are on their way out. Where archiving lags behind, past
-//! [`SEGMENTS_LOOSE`] of them those that are sealed settle; past [`SEGMENTS_MAX`] segments do not matter any more, and
-//! what lies in them is indexed again when it is archived.
+//! [`SEGMENTS_LOOSE`] of them those that are sealed settle: what is one split then the archive has not to merge. Past
+//! [`SEGMENTS_MAX`] segments do not matter any more, and what lies in them is indexed again when it is archived.
 
 use std::ops::Range;
 
 /// Neighbouring splits of one tier that are merged into one.
 pub(crate) const MERGE_COUNT: usize = 8;
-/// Splits of one partition past which tiers no longer matter.
+/// The same of splits of [`LARGE_BYTES`] and more.
+const MERGE_COUNT_LARGE: usize = 32;
+/// Log bytes of a quarter of a second of a busy partition, about.
+const LARGE_BYTES: u64 = 256 << 10;
+/// Splits of one segment past which tiers no longer matter.
 const SPLITS_MAX: usize = 64;
 /// Splits of one partition past which merging them is as urgent as indexing, for a search looks into each of them. A
-/// few for each tier are usual.
-pub(crate) const SPLITS_URGENT: usize = 48;
+/// few for each tier are usual, and as many of a segment that is sealed and not archived.
+pub(crate) const SPLITS_URGENT: usize = 96;
 /// Segments with live splits past which those of a sealed segment settle.
-const SEGMENTS_LOOSE: usize = 8;
+const SEGMENTS_LOOSE: usize = 2;
 /// Segments with live splits past which their borders do not matter.
 const SEGMENTS_MAX: usize = 64;
 /// Log bytes of the smallest tier; each further tier is [`MERGE_COUNT`] times larger.
@@ -41,7 +46,11 @@ pub(crate) struct Cost {
 }
 
 fn tier(cost: &Cost) -> u32 {
-    (cost.log_bytes / TIER_BASE_BYTES).max(1).ilog(MERGE_COUNT as u64) + u32::from(cost.log_bytes >= TIER_BASE_BYTES)
+    tier_of(cost.log_bytes)
+}
+
+fn tier_of(log_bytes: u64) -> u32 {
+    (log_bytes / TIER_BASE_BYTES).max(1).ilog(MERGE_COUNT as u64) + u32::from(log_bytes >= TIER_BASE_BYTES)
 }
 
 fn fits(window: &[Cost]) -> bool {
@@ -69,13 +78,27 @@ pub(crate) fn plan(splits: &[Cost], segments: &[usize], is_quiet: bool) -> Optio
 
 /// The same of one segment.
 fn plan_merge(splits: &[Cost]) -> Option<Range<usize>> {
-    let windows = || splits.windows(MERGE_COUNT).enumerate().filter(|(_, window)| fits(window));
-    let even = windows().filter(|(_, window)| window.iter().all(|cost| tier(cost) == tier(&window[0])));
-    let chosen = even.min_by_key(|(_, window)| tier(&window[0])).or_else(|| {
-        let cheapest = windows().min_by_key(|(_, window)| window.iter().map(|cost| cost.log_bytes).sum::<u64>());
-        cheapest.filter(|_| splits.len() > SPLITS_MAX)
-    });
-    chosen.map(|(at, _)| at..at + MERGE_COUNT)
+    let tiers: Vec<u32> = splits.iter().map(tier).collect();
+    let large = tier_of(LARGE_BYTES);
+    let cheapest_tier = |len: usize, is_due: &dyn Fn(&[u32]) -> bool| {
+        let due = tiers.windows(len).enumerate().filter(|(_, window)| is_due(window));
+        let ranges = due.map(|(at, window)| (window.iter().max(), at..at + len));
+        let fitting = ranges.filter(|(_, range)| splits.get(range.clone()).is_some_and(fits));
+        fitting.min_by_key(|(top, _)| *top).map(|(_, range)| range)
+    };
+    let is_small_and_even = |window: &[u32]| window.iter().all(|tier| *tier == window[0] && *tier < large);
+    // A straggler that is smaller does not keep large ones apart.
+    let is_large_and_nearly_even = |window: &[u32]| {
+        let top = window.iter().max().filter(|top| **top >= large);
+        top.is_some_and(|top| window.iter().filter(|tier| *tier == top).count() >= window.len() / 2)
+    };
+    cheapest_tier(MERGE_COUNT, &is_small_and_even)
+        .or_else(|| cheapest_tier(MERGE_COUNT_LARGE, &is_large_and_nearly_even))
+        .or_else(|| {
+            let windows = splits.windows(MERGE_COUNT).enumerate().filter(|(_, window)| fits(window));
+            let cheapest = windows.min_by_key(|(_, window)| window.iter().map(|cost| cost.log_bytes).sum::<u64>());
+            cheapest.filter(|_| splits.len() > SPLITS_MAX).map(|(at, window)| at..at + window.len())
+        })
 }
 
 /// What to merge in a partition that nothing is written to: the longest tail whose first split is no larger than the
@@ -115,7 +138,7 @@ mod tests {
     fn a_steady_trickle_is_rewritten_once_per_tier() {
         let arrivals = vec![1000_u64; 10_000];
         let (splits, rewritten) = live_through(&arrivals);
-        assert!(splits.len() <= 42, "{}", splits.len());
+        assert!(splits.len() <= 3 * (MERGE_COUNT - 1) + MERGE_COUNT_LARGE, "{}", splits.len());
         assert!(rewritten <= 10_000_000 * 5, "{rewritten}");
     }
 
@@ -135,7 +158,7 @@ mod tests {
     fn a_merge_stays_within_its_memory() {
         let large = Cost { log_bytes: 1 << 20, memory_bytes: MERGE_MEMORY_MAX / 4 };
         assert_eq!(plan_merge(&[large; 80]), None);
-        let small = Cost { log_bytes: 1 << 20, memory_bytes: MERGE_MEMORY_MAX / 8 };
+        let small = Cost { log_bytes: 1 << 10, memory_bytes: MERGE_MEMORY_MAX / 8 };
         assert_eq!(plan_merge(&[small; 8]), Some(0..8));
         assert_eq!(plan_merge(&[small; 7]), None);
     }
@@ -149,7 +172,20 @@ mod tests {
         assert_eq!(plan_of(SEGMENTS_LOOSE), None);
         // The newest of those that are sealed.
         assert_eq!(plan_of(SEGMENTS_LOOSE + 1), Some(2 * SEGMENTS_LOOSE - 2..2 * SEGMENTS_LOOSE));
-        assert_eq!(plan_of(SEGMENTS_MAX + 1), Some(0..MERGE_COUNT));
+        assert_eq!(plan_of(SEGMENTS_MAX + 1), Some(0..MERGE_COUNT_LARGE));
+    }
+
+    #[test]
+    fn large_splits_are_merged_by_many_with_a_straggler_among_them() {
+        let cost = |log_bytes| Cost { log_bytes, memory_bytes: 1 << 10 };
+        let mut splits = vec![cost(LARGE_BYTES + 50_000); MERGE_COUNT_LARGE];
+        assert_eq!(plan_merge(&splits[1..]), None);
+        assert_eq!(plan_merge(&splits), Some(0..MERGE_COUNT_LARGE));
+        splits[7] = cost(LARGE_BYTES / 2);
+        assert_eq!(plan_merge(&splits), Some(0..MERGE_COUNT_LARGE));
+        // What is merged already is not merged again for a few that are new.
+        splits[0] = cost(LARGE_BYTES * 40);
+        assert_eq!(plan_merge(&splits), None);
     }
 
     proptest! {
