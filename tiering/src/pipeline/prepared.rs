@@ -27,7 +27,7 @@ use crate::background;
 use crate::merge::plan::ROW_BYTES;
 use crate::paths::PartitionPath;
 use crate::split::{
-    Prepared, PreparedSplit, PreparedSplits, SplitError, SplitJoin, SplitMerger, SplitOptions, SplitReader,
+    Prepared, PreparedSplit, PreparedSplits, SplitError, SplitJoin, SplitMerger, SplitOptions, SplitReader, checksum,
 };
 
 /// How much of what a segment still holds must be indexed for a file to count on the rest, in percent: writing the data
@@ -70,10 +70,10 @@ impl PreparedSource {
             return Ok(None);
         }
         if let [split] = splits {
-            let (split, bytes) = open_in_memory(split.file.as_ref())?;
+            let (split, bytes) = open_in_memory(split)?;
             return Ok(Some(SplitMerger::of_whole(split, Bytes::from_owner(bytes))));
         }
-        let splits = splits.iter().map(|split| Ok(open_in_memory(split.file.as_ref())?.0));
+        let splits = splits.iter().map(|split| Ok(open_in_memory(split)?.0));
         match SplitJoin::of(splits.collect::<Result<_, SplitError>>()?)? {
             SplitJoin::Merge(merger) => Ok(Some(merger)),
             SplitJoin::IndexAgain(_) => Ok(None),
@@ -97,10 +97,15 @@ pub(super) fn ends_with_split(
     size_bytes >= bytes_max / 100 * CUT_PERCENT_MIN && prepared.is_some_and(|prepared| prepared.ends_at(position))
 }
 
-/// Reads a split as a whole: a merge reads all of it, term by term.
-fn open_in_memory(file: &dyn FileHandle) -> Result<(SplitReader, OwnedBytes), SplitError> {
+/// Reads a split as a whole: a merge reads all of it, term by term. What changed since it was written is an error, for
+/// nobody would find it later.
+fn open_in_memory(split: &PreparedSplit) -> Result<(SplitReader, OwnedBytes), SplitError> {
     background::pause();
-    let bytes = file.read_bytes(0..file.len())?;
+    let bytes = split.file.read_bytes(0..split.file.len())?;
+    let (found, expected) = (checksum(&bytes), split.checksum);
+    if found != expected {
+        return Err(SplitError::Changed { found, expected });
+    }
     let split = SplitReader::open(Arc::new(Unhurried { bytes: bytes.clone(), reads: AtomicU32::new(0) }))?;
     Ok((split, bytes))
 }

@@ -29,7 +29,7 @@ use std::io;
 pub use in_place::Held;
 pub use merge::{SplitJoin, SplitMerger};
 pub use options::SplitOptions;
-pub use prepared::{Prepared, PreparedSplit, PreparedSplits};
+pub use prepared::{Prepared, PreparedSplit, PreparedSplits, checksum};
 pub use reader::{SplitReader, local_file};
 pub use rows::RowDigest;
 use tantivy::schema::{
@@ -56,6 +56,8 @@ pub enum SplitError {
     FooterLength { len: u64, max: u64 },
     #[error("split footer has CRC {found:08x}, its trailer says {expected:08x}; the object is damaged")]
     Checksum { found: u32, expected: u32 },
+    #[error("split has CRC {found:08x} and had {expected:08x} when it was written; its file is damaged")]
+    Changed { found: u32, expected: u32 },
     #[error("split footer is damaged: {0}")]
     Footer(&'static str),
     #[error("split schema: field {field:?} is missing or has another type")]

@@ -32,6 +32,13 @@ pub struct PreparedSplit {
     pub docs: u64,
     /// The whole of it.
     pub file: Arc<dyn FileHandle>,
+    /// [`checksum`] of its bytes when they were written.
+    pub checksum: u32,
+}
+
+/// What says that the bytes of a split are still those that were written: their CRC-32C.
+pub fn checksum(split: &[u8]) -> u32 {
+    crc32c::crc32c(split)
 }
 
 impl Prepared {
@@ -78,7 +85,7 @@ mod tests {
 
     fn split(offsets: Range<i64>) -> PreparedSplit {
         let offsets = Offset(offsets.start)..Offset(offsets.end);
-        PreparedSplit { offsets, docs: 1, file: Arc::new(OwnedBytes::empty()) }
+        PreparedSplit { offsets, docs: 1, file: Arc::new(OwnedBytes::empty()), checksum: 0 }
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use thermocline_ingest::log::Partition;
 use thermocline_ingest::model::{Offset, Timestamp};
 use thermocline_ingest::read::{ReadError, ReadRange, is_committed};
 use thermocline_ingest::record::{BatchDecoder, BatchError, BatchHeader, DECOMPRESSED_BATCH_BYTES_MAX, split_batches};
-use thermocline_tiering::split::{SplitError, SplitJoin, SplitOptions, SplitReader, SplitWriter, local_file};
+use thermocline_tiering::split::{SplitError, SplitJoin, SplitOptions, SplitReader, SplitWriter, checksum, local_file};
 use tracing::warn;
 
 use super::coverage::Spans;
@@ -41,6 +41,8 @@ pub(crate) struct LiveSplit {
     pub reader: SplitReader,
     /// The whole of it. It can be read for as long as somebody has this, also after the file was removed.
     pub file: Arc<dyn FileHandle>,
+    /// Of the file as it was written.
+    pub checksum: u32,
     _scratch: ScratchFile,
 }
 
@@ -208,6 +210,7 @@ impl Made {
             compactions,
             reader,
             file,
+            checksum: checksum(&bytes),
             _scratch: kept,
         })
     }

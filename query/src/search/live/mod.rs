@@ -153,7 +153,12 @@ impl LiveIndex {
                 through = through.min(offsets.start);
                 break;
             }
-            splits.push(PreparedSplit { offsets, docs: split.docs, file: split.file.clone() });
+            splits.push(PreparedSplit {
+                offsets,
+                docs: split.docs,
+                file: split.file.clone(),
+                checksum: split.checksum,
+            });
         }
         Prepared::new(splits, from..through.max(from))
     }

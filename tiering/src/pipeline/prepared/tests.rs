@@ -184,10 +184,10 @@ impl Chunk {
     }
 
     fn finish(self, end: Offset) -> Option<PreparedSplit> {
-        (self.docs > 0).then(|| PreparedSplit {
-            offsets: self.from..end,
-            docs: self.docs,
-            file: Arc::new(OwnedBytes::new(Vec::from(self.writer.finish().unwrap()))),
+        (self.docs > 0).then(|| {
+            let bytes = Vec::from(self.writer.finish().unwrap());
+            let (offsets, checksum) = (self.from..end, checksum(&bytes));
+            PreparedSplit { offsets, docs: self.docs, file: Arc::new(OwnedBytes::new(bytes)), checksum }
         })
     }
 }
@@ -372,19 +372,48 @@ fn splits_that_are_not_what_they_say_are_not_taken() {
     assert!(!takes(other_time));
 
     let mut swapped = good();
-    let file = swapped[0].file.clone();
-    swapped[0].file = swapped[1].file.clone();
-    swapped[1].file = file;
+    let [first, second, ..] = &mut swapped[..] else { panic!("one alone") };
+    std::mem::swap(&mut first.file, &mut second.file);
+    std::mem::swap(&mut first.checksum, &mut second.checksum);
     assert!(!takes(swapped));
 
     let mut damaged = good();
     damaged[1].file = Arc::new(OwnedBytes::new(vec![7; 4000]));
+    damaged[1].checksum = checksum(&[7; 4000]);
     assert!(!takes(damaged));
 
     let mut other_fields = good();
     let options = SplitOptions { positions: false, ..OPTIONS };
     other_fields[0] = segment.live(all.clone(), &[true], options).remove(0);
     assert!(!takes(other_fields));
+}
+
+#[test]
+fn what_is_one_split_is_taken_as_it_is() {
+    let segment = plain();
+    let splits = segment.live(Offset(BASE)..segment.end, &[false], OPTIONS);
+    let [split] = &splits[..] else { panic!("more than one") };
+    let bytes = split.file.read_bytes(0..split.file.len()).unwrap();
+    let staged = staged_beside(&segment, splits.clone(), segment.end);
+    assert!(staged[0].took_splits());
+    let (_, taken) = staged[0].objects().iter().find(|(key, _)| key.as_ref().contains("/index/")).unwrap();
+    assert!(taken[..] == bytes[..]);
+}
+
+#[test]
+fn a_split_that_changed_on_disk_is_not_taken() {
+    let segment = plain();
+    for cuts in [[true], [false]] {
+        let whole = || segment.live(Offset(BASE)..segment.end, &cuts, OPTIONS);
+        let len = whole()[0].file.len();
+        for at in (0..len).step_by(len / 12) {
+            let mut rotten = whole();
+            let mut bytes = rotten[0].file.read_bytes(0..len).unwrap().to_vec();
+            bytes[at] ^= 1;
+            rotten[0].file = Arc::new(OwnedBytes::new(bytes));
+            assert!(!staged_beside(&segment, rotten, segment.end)[0].took_splits(), "byte {at} of {len}");
+        }
+    }
 }
 
 #[test]
