@@ -219,7 +219,8 @@ impl LiveIndex {
     /// One merge in each partition that has at least half as many splits as the one with most, for those cost searches
     /// most. Says whether there was one.
     async fn merge_where_most(&self, shutdown: &CancellationToken) -> bool {
-        let due = self.all().into_iter().filter(|live| self.planned(live, &live.snapshot()).is_some());
+        let ready = self.all().into_iter().filter(|live| !live.is_paused());
+        let due = ready.filter(|live| self.planned(live, &live.snapshot()).is_some());
         let mut due: Vec<_> = due.map(|live| (live.snapshot().splits().len(), live)).collect();
         due.sort_unstable_by_key(|(splits, _)| Reverse(*splits));
         let most = due.first().map_or(0, |(splits, _)| *splits);
@@ -495,6 +496,10 @@ impl LivePartition {
 
     fn first_readable(&self) -> Offset {
         self.partition.local_start_offset().max(self.partition.log_start_offset())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.progress.lock().paused_until.is_some_and(|until| until > Instant::now())
     }
 
     fn pause(&self) {
