@@ -5,9 +5,10 @@
 //! when it is decided whether to count on what is there; and when the file is complete, for what was missing may have
 //! been indexed meanwhile. In between a file that is large enough ends where a split does, if it can.
 //!
-//! One split that holds all of the file is taken as it is. Splits are taken if they were made with the options of the file, have its rows as documents and nothing else, and
-//! fit into the memory of the job. Two things say that their documents are the rows: the offsets that the splits cover
-//! and how many documents they have, which costs nothing; then, once they are merged, offset and timestamp of each
+//! Splits are taken if they were made with the options of the file, have its rows as documents and nothing else, and
+//! fit into the memory of the job; one that holds all of the file is taken as it is. Two things say that their documents
+//! are the rows: the offsets that the splits cover and how many documents they have, which costs nothing; then, once
+//! they are merged, offset and timestamp of each
 //! document, in order (`RowDigest`). Where anything differs, or a split cannot be read, the file is started over and
 //! each record is indexed. What differs regularly: a batch with a timestamp that only Parquet cannot hold; a log start
 //! in the middle of a batch; settings that were changed on the way.
